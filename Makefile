@@ -1,0 +1,35 @@
+# Each target sets up all it needs on a machine that has Python 3.11-3.13, pip and make. `make env PYTHON=python3.12` picks another Python.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: env demo test check test-fast test-pins lock bench
+
+env:  ## The environment in .venv, from requirements.lock
+	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
+
+demo: env  ## Forgetting and recovery on real text; QUICK=1 for the two-stage run alone
+	@$(BIN)/python scripts/demo/run.py $(if $(QUICK),--quick)
+
+test: check  ## Everything that CI runs
+
+check: env  ## Style, types, import direction, then all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --dist loadfile
+
+test-fast: env  ## Tests that take seconds
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+test-pins:  ## The suite on the versions that Composer and Streaming officially pin
+	@PYTHON=$(PYTHON) scripts/env.sh .venv-pins requirements-pins.lock
+	.venv-pins/bin/pytest -n 2 --dist loadfile
+
+lock:  ## Re-locks both environments (needs uv)
+	scripts/lock.sh
+
+bench: env  ## Trainer overhead, conversion, checkpoints, start-up (minutes; a quiet machine)
+	for f in scripts/bench/*.py; do $(BIN)/python $$f; done

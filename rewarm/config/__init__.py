@@ -1,0 +1,1 @@
+"""Settings: a YAML file becomes a frozen, typed ``RunConfig`` and then a ``Plan``. Imports no torch."""

@@ -1,0 +1,305 @@
+"""Every setting of a run: its type, default, unit and meaning. The JSON Schema for editors is generated from this file."""
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from rewarm.config.duration import Duration
+from rewarm.config.schedules import (
+    BaseSchedule,
+    ConstantSchedule,
+    CosineSchedule,
+    InfiniteCosineSchedule,
+    InfiniteInverseSqrtSchedule,
+    InverseSqrtSchedule,
+    LinearSchedule,
+    Milestone,
+    MultistepSchedule,
+    NeoxClippedCosineSchedule,
+    Rate,
+    Schedule,
+    Section,
+    WsdSchedule,
+)
+from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape, count_parameters, flops_per_token
+
+__all__ = [
+    'MODEL_SHAPES',
+    'BaseSchedule',
+    'CheckpointConfig',
+    'ConstantSchedule',
+    'CosineSchedule',
+    'DataConfig',
+    'Duration',
+    'EvalConfig',
+    'EvalSetConfig',
+    'InfiniteCosineSchedule',
+    'InfiniteInverseSqrtSchedule',
+    'InverseSqrtSchedule',
+    'LinearSchedule',
+    'Milestone',
+    'ModelConfig',
+    'ModelShape',
+    'MultistepSchedule',
+    'NeoxClippedCosineSchedule',
+    'OptimizerConfig',
+    'PreemptionConfig',
+    'Rate',
+    'RunConfig',
+    'Schedule',
+    'Section',
+    'StageConfig',
+    'StreamConfig',
+    'TrainConfig',
+    'WsdSchedule',
+    'count_parameters',
+    'flops_per_token',
+]
+
+Name = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]*$')]
+"""Letters, digits, dots, underscores and hyphens: safe as a folder name and as a label."""
+
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _proportion(value: Any) -> float | str:
+    good = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+    try:
+        if good and 0 < Fraction(str(value)) <= 1:
+            return value if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError):
+        pass
+    reason = f'must be a share above 0 and at most 1, such as 0.05 or 1/3, got {value!r}'
+    raise PydanticCustomError('proportion', '{reason}', {'reason': reason})
+
+
+Proportion = Annotated[
+    float | str,
+    PlainValidator(_proportion),
+    WithJsonSchema(
+        {'anyOf': [{'type': 'number', 'exclusiveMinimum': 0, 'maximum': 1}, {'type': 'string', 'pattern': '^[0-9]+/[0-9]+$'}]}
+    ),
+]
+"""A share of the samples: a decimal, read exactly (0.95 is 19/20), or a fraction such as 1/3."""
+
+
+class StreamConfig(Section):
+    """One source of training samples."""
+
+    name: Name
+    """What to call it in metrics; part of the shuffle's seed."""
+    remote: Text | None = None
+    """Where its shards are: `s3://bucket/prefix`, or a folder."""
+    local: Text | None = None
+    """The folder they are cached in; alone, the folder they are already in."""
+    proportion: Proportion = 1.0
+    """Share of the stage's samples, exact (0.95 is 19/20; `1/3` may be written); a stage's shares sum to 1."""
+    shuffle: bool = True
+    """Whether to shuffle each pass over the stream (in blocks of neighbouring shards), or to read it in order."""
+
+    @property
+    def share(self) -> Fraction:
+        """The exact share of the stage's samples."""
+        return Fraction(str(self.proportion))
+
+
+class TrainConfig(Section):
+    """What a stage trains on."""
+
+    streams: Annotated[tuple[StreamConfig, ...], Field(min_length=1, strict=False)]
+    """The mix: streams with their shares. Replayed old data is a stream here and counts in the budget."""
+
+
+class StageConfig(Section):
+    """One stage of the run. It begins once, whatever happens to the machines."""
+
+    name: Name
+    """The stage's identity: its re-warming happens once under this name."""
+    max_duration: Duration
+    """Budget of this stage alone (not of the run): tokens or batches; rounded to whole global batches."""
+    train: TrainConfig
+    """What it trains on."""
+    schedule: Schedule
+    """Its learning-rate curve."""
+    optimizer_state: Literal['keep', 'reset', 'reset_second_moment'] = 'keep'
+    """What becomes of AdamW's moments when the stage begins."""
+
+
+class DataConfig(Section):
+    """How samples are read."""
+
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes for each rank."""
+    shuffle_block_size: Positive = 65536
+    """Samples of neighbouring shards that are shuffled together; larger mixes better and needs more shards at hand."""
+
+
+class ModelConfig(Section):
+    """Which model, where its weights come from, and which implementation runs it."""
+
+    name: Literal['pythia-14m', 'pythia-31m', 'pythia-70m', 'pythia-160m', 'pythia-410m', 'pythia-1b', 'pythia-1.4b', 'custom']
+    """A Pythia size, or `custom` with the sizes below."""
+    init_from: Annotated[str, Field(pattern=r'^(hf:.+|checkpoint:.+|scratch)$')]
+    """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run, or `scratch`."""
+    init_optimizer: Literal['keep', 'reset'] = 'reset'
+    """With `init_from: checkpoint:...`: whether AdamW's moments come along."""
+    gelu: Literal['tanh', 'erf'] = 'tanh'
+    """The activation: `tanh` is what Pythia trained with, `erf` what Hugging Face evaluates."""
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'
+    """Which implementation of the fused ops runs."""
+    attention: Literal['auto', 'cudnn', 'flash', 'fa3', 'fa4', 'math'] = 'auto'
+    """Which attention backend runs."""
+    hidden_size: Positive | None = None
+    """Only for `custom`, required: width of the residual stream."""
+    num_hidden_layers: Positive | None = None
+    """Only for `custom`, required: transformer blocks."""
+    num_attention_heads: Positive | None = None
+    """Only for `custom`, required: attention heads."""
+    intermediate_size: Positive | None = None
+    """Only for `custom`: width of the MLP. Default: 4 x `hidden_size`."""
+    vocab_size: Positive | None = None
+    """Only for `custom`: rows of the embedding. Default: 50,304."""
+    rotary_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Only for `custom`: share of each head that is rotated by position. Default: 0.25."""
+    rotary_emb_base: PositiveFloat | None = None
+    """Only for `custom`: base of the rotary frequencies. Default: 10,000."""
+    max_position_embeddings: Positive | None = None
+    """Only for `custom`: longest sequence meant, in tokens. Default: 2,048."""
+    layer_norm_eps: PositiveFloat | None = None
+    """Only for `custom`: added to the variance in every LayerNorm. Default: 1e-5."""
+    use_parallel_residual: bool | None = None
+    """Only for `custom`: attention and MLP side by side. Default: true."""
+    tie_word_embeddings: Literal[False] | None = None
+    """Only for `custom`: must be false, as in every Pythia."""
+
+    @model_validator(mode='after')
+    def _check_sizes(self) -> 'ModelConfig':
+        given = [key for key in SHAPE_KEYS if getattr(self, key) is not None]
+        if self.name != 'custom' and given:
+            raise ValueError(f'`{given[0]}` belongs to `name: custom`; {self.name} has fixed sizes. Remove it, or write `name: custom`')
+        missing = [key for key in SHAPE_KEYS[:3] if key not in given]
+        if self.name == 'custom' and missing:
+            raise ValueError(f'`name: custom` needs {", ".join(f"`{key}`" for key in missing)}')
+        if self.name == 'custom':
+            self._check_heads()
+        if self.init_optimizer == 'keep' and not self.init_from.startswith('checkpoint:'):
+            raise ValueError('`init_optimizer: keep` needs `init_from: checkpoint:<folder>`; nothing else holds moments')
+        return self
+
+    def _check_heads(self) -> None:
+        shape = self.shape
+        if shape.hidden_size % shape.num_attention_heads:
+            raise ValueError(f'`hidden_size` {shape.hidden_size} must be a multiple of `num_attention_heads` {shape.num_attention_heads}')
+        rotary = int(shape.hidden_size // shape.num_attention_heads * shape.rotary_pct)
+        if rotary < 2 or rotary % 2:
+            raise ValueError(f'`rotary_pct` rotates {rotary} dimensions of a head; it must be an even number of at least 2')
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's sizes, from the table or from the custom keys."""
+        if self.name != 'custom':
+            return MODEL_SHAPES[self.name]
+        given = {key: value for key in SHAPE_KEYS if (value := getattr(self, key)) is not None}
+        given.setdefault('intermediate_size', 4 * given['hidden_size'])
+        return ModelShape(**given)
+
+
+class OptimizerConfig(Section):
+    """AdamW, as PyTorch means it: weight decay is multiplied with the rate, and spares LayerNorms and biases."""
+
+    name: Literal['adamw'] = 'adamw'
+    """Which optimizer."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
+    """Decay of the first and of the second moment, for each batch."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Share of a weight that decays in a batch, multiplied with the learning rate."""
+
+
+class EvalSetConfig(Section):
+    """One labelled validation set."""
+
+    name: Name
+    """Its label in metrics and in the report."""
+    remote: Text | None = None
+    """Where its shards are: `s3://bucket/prefix`, or a folder."""
+    local: Text | None = None
+    """The folder they are cached in; alone, the folder they are already in."""
+    role: Literal['upstream', 'downstream']
+    """`upstream` is old data, on which forgetting is measured; `downstream` is the new data."""
+
+
+class EvalConfig(Section):
+    """When and on what to validate."""
+
+    interval: Duration = Duration(500, 'ba')
+    """How often within a stage: batches or tokens. Always also before a stage's first batch and after its last."""
+    sets: Annotated[tuple[EvalSetConfig, ...], Field(strict=False)] = ()
+    """The sets, each evaluated whole, token for token the same each time."""
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    interval: Duration = Duration(10, 'min')
+    """How often: `sec`, `min`, `h`, `ba` or `tok`."""
+    keep: Positive = 3
+    """The newest checkpoints to keep; a stage's last one is kept besides."""
+
+
+class PreemptionConfig(Section):
+    """How the run learns that its machine goes away."""
+
+    signals: Annotated[
+        tuple[Literal['SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGUSR2', 'SIGHUP'], ...], Field(strict=False)
+    ] = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+    """Signals after which the batch is finished, a checkpoint saved, and the process left with code 75."""
+    notice: Literal['auto', 'none'] = 'auto'
+    """Whether to look for the cloud's own notice of preemption."""
+    grace_period: Duration = Duration(25, 'sec')
+    """Time from the signal to the kill: `sec` or `min`. The `composer` launcher kills its ranks 30 s after a SIGTERM."""
+
+
+class RunConfig(Section):
+    """One run: one YAML, one run folder, one or more stages."""
+
+    run_name: Name
+    """The run's name."""
+    run_folder: Text
+    """Where everything the run writes goes: a folder or `s3://bucket/prefix`, such as `runs/${run_name}`."""
+    seed: Annotated[int, Field(ge=0)] = 17
+    """Seed of the order of samples, of new weights and of every batch."""
+    max_seq_len: Positive
+    """Sequence length in tokens; the shards must have been made with it."""
+    global_train_batch_size: Positive
+    """Sequences in a step over all ranks; must be a multiple of `device_train_microbatch_size` x ranks."""
+    device_train_microbatch_size: Positive
+    """Sequences in one forward and backward pass on one device; changes memory and speed, not the result."""
+    data: DataConfig = DataConfig()
+    """How samples are read."""
+    precision: Literal['bf16', 'fp32'] = 'bf16'
+    """`bf16`: fp32 parameters and optimizer state, bf16 activations and matmuls. `fp32`: everything."""
+    tokenizer: Text
+    """The tokenizer of all data: a Hugging Face id, a folder, or a path to `tokenizer.json`."""
+    model: ModelConfig
+    """The model."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer; the learning rate is in the stages."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm over all parameters."""
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1, strict=False)]
+    """The stages, in order. A finished run goes on when one is appended."""
+    eval: EvalConfig = EvalConfig()
+    """Validation."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    preemption: PreemptionConfig = PreemptionConfig()
+    """Preemption."""
+    loggers: dict[str, dict[str, JsonValue]] = {}
+    """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

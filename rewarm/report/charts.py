@@ -1,0 +1,322 @@
+"""The page's charts as plotly figures, written as plain dictionaries of JSON types.
+
+Colours are names of CSS variables of the page (``--old``), which the page's script replaces by their values, so that
+one figure serves light and dark. Nothing here imports plotly: the page carries its script, which draws them.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rewarm.report.forgetting import Arm, Curve, pareto_front
+from rewarm.report.interruptions import interruptions
+from rewarm.report.run_folder import Batch, Run
+from rewarm.report.summary import ROLES, role_of
+
+__all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
+
+Figure = dict[str, Any]
+
+MAX_POINTS = 500
+"""Points of a training curve in one stage; more batches than this share a point (mean, lowest and highest)."""
+MAX_LINES = 12
+"""Up to here every interruption gets a line through the chart; beyond, only its mark."""
+SET_STYLES = {'upstream': ('--old', 'solid'), 'downstream': ('--new', 'solid')}
+SET_DASHES = ('solid', 'dash', 'dot', 'dashdot')
+ARM_DASHES = {'rewarm': 'solid', 'constant': 'dash', 'scratch': 'dot', 'replay': 'dashdot', 'same-data': 'longdash'}
+ARM_MARKS = {
+    'rewarm': 'circle',
+    'constant': 'square',
+    'scratch': 'x',
+    'replay': 'diamond',
+    'same-data': 'triangle-up',
+}
+OTHER_COLOURS = 4
+
+
+def validation_figure(run: Run) -> Figure:
+    """Validation loss of every set over the tokens of the run, with the learning rate under it on the same axis.
+
+    Args:
+        run (Run): The run; stages and interruptions are marked.
+    """
+    traces = []
+    keys = sorted({(line.role != 'upstream', line.role, line.set) for line in run.evaluations})
+    for index, (_, role, name) in enumerate(keys):
+        points = {line.tokens: line for line in run.evaluations if (line.role, line.set) == (role, name)}
+        same_role = [key for key in keys[:index] if key[1] == role]
+        traces.append(
+            {
+                **_line([*points], [points[tokens].loss for tokens in points]),
+                'name': f'{_escape(name)} ({"old" if role == "upstream" else "new"})',
+                'mode': 'lines+markers',
+                'line': {'color': _set_colour(role), 'width': 2, 'dash': SET_DASHES[len(same_role) % 4]},
+                'marker': {
+                    'size': 4,
+                    'color': _set_colour(role),
+                    'symbol': 'circle' if role == 'upstream' else 'square',
+                },
+                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
+            },
+        )
+    x, y = _rate(run.batches)
+    traces.append(_rate_trace(x, y, 'learning rate', '--ink', None))
+    layout = _layout(height=520, rows=(('validation loss', 0.36, 1.0), ('learning rate', 0.0, 0.28)))
+    layout['shapes'], layout['annotations'] = _stage_marks(run)
+    traces += _stop_marks(run, layout)
+    return {'data': traces, 'layout': layout}
+
+
+def training_figure(run: Run) -> Figure:
+    """Training loss over the tokens of the run: the mean of neighbouring batches and the range they span."""
+    traces = []
+    for number, stage in enumerate(run.stages):
+        buckets = _buckets([line for line in run.batches if line.stage == stage.name])
+        x = [bucket[-1].tokens for bucket in buckets]
+        losses = [[line.loss for line in bucket if math.isfinite(line.loss)] or [math.nan] for bucket in buckets]
+        if any(len(bucket) > 1 for bucket in buckets):
+            band = {'mode': 'lines', 'line': {'width': 0, 'color': '--band'}, 'showlegend': False, 'hoverinfo': 'skip'}
+            traces.append({**_line(x, [min(values) for values in losses]), **band})
+            fill = {'fill': 'tonexty', 'fillcolor': '--band'}
+            traces.append({**_line(x, [max(values) for values in losses]), **band, **fill})
+        traces.append(
+            {
+                **_line(x, [sum(values) / len(values) for values in losses]),
+                'name': 'training loss',
+                'mode': 'lines',
+                'line': {'color': '--ink', 'width': 1.3},
+                'showlegend': False,
+                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens<extra>' + _escape(stage.name) + '</extra>',
+                'legendgroup': str(number),
+            },
+        )
+    layout = _layout(height=300, rows=(('training loss', 0.0, 1.0),))
+    layout['shapes'], layout['annotations'] = _stage_marks(run)
+    return {'data': traces, 'layout': layout}
+
+
+def comparison_figure(arms: Sequence[Arm]) -> Figure:
+    """Old loss, new loss and rate of several runs over the tokens since each one's last stage began."""
+    traces = []
+    for index, arm in enumerate(arms):
+        colour, dash, mark = _arm_style(arm, index)
+        style = {
+            'mode': 'lines+markers',
+            'name': _escape(arm.name),
+            'legendgroup': str(index),
+            'line': {'color': colour, 'width': 2, 'dash': dash},
+            'marker': {'size': 4, 'color': colour, 'symbol': mark},
+            'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
+        }
+        shown = False
+        for axis, curve in (('', arm.old_curve), ('2', arm.new_curve)):
+            if curve:
+                traces.append({**_curve_line(curve), **style, 'yaxis': f'y{axis}', 'showlegend': not shown})
+                shown = True
+        x, y = _rate([line for line in arm.run.batches if line.stage == arm.stage.name])
+        start = arm.stage.start_tokens
+        rate = _rate_trace([tokens - start for tokens in x], y, _escape(arm.name), colour, dash, axis='y3')
+        traces.append({**rate, 'legendgroup': str(index)})
+    rows = (('loss on old data', 0.64, 1.0), ('loss on new data', 0.25, 0.59), ('learning rate', 0.0, 0.18))
+    layout = _layout(height=760, rows=rows, x_title='tokens since the last stage began')
+    # An untrained model starts so high that the differences between arms would vanish: begin where the others are.
+    for axis, curves in (('yaxis', [arm.old_curve for arm in arms]), ('yaxis2', [arm.new_curve for arm in arms])):
+        values = [loss for arm, curve in zip(arms, curves, strict=True) for loss in _telling(arm, curve)]
+        if values:
+            margin = 0.05 * (max(values) - min(values)) or 0.05
+            layout[axis]['range'] = [min(values) - margin, max(values) + margin]
+    return {'data': traces, 'layout': layout}
+
+
+def pareto_figure(arms: Sequence[Arm]) -> Figure:
+    """End points of several runs, old loss against new loss, and the front that no other run beats on both."""
+    complete = [(index, arm) for index, arm in enumerate(arms) if arm.old and arm.new]
+    points = [(arm.old.end, arm.new.end) for _, arm in complete if arm.old and arm.new]
+    front = pareto_front(points)
+    traces: list[Figure] = [
+        {
+            **_line([points[i][0] for i in front], [points[i][1] for i in front]),
+            'mode': 'lines',
+            'name': 'not beaten on both',
+            'line': {'color': '--faint', 'width': 1.5, 'dash': 'dot'},
+            'hoverinfo': 'skip',
+        },
+    ]
+    for (index, arm), (old, new) in zip(complete, points, strict=True):
+        colour, _, mark = _arm_style(arm, index)
+        traces.append(
+            {
+                **_line([old], [new]),
+                'mode': 'markers',
+                'name': _escape(arm.name),
+                'marker': {'size': 11, 'color': colour, 'symbol': mark},
+                'hovertemplate': 'old %{x:.3f}, new %{y:.3f}',
+            },
+        )
+    layout = _layout(
+        height=420, rows=(('loss on new data at the end', 0.0, 1.0),), x_title='loss on old data at the end'
+    )
+    layout['xaxis'].update(exponentformat='none', tickformat='.2f', rangemode='normal')
+    layout['hovermode'] = 'closest'
+    return {'data': traces, 'layout': layout}
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> Figure:
+    return {'type': 'scatter', 'x': list(x), 'y': [value if math.isfinite(value) else None for value in y]}
+
+
+def _curve_line(curve: Curve) -> Figure:
+    return _line([tokens for tokens, _ in curve], [loss for _, loss in curve])
+
+
+def _telling(arm: Arm, curve: Curve) -> list[float]:
+    """The losses that set the range of an axis; of an untrained start only the last nine tenths of the stage."""
+    untrained = bool((arm.old or arm.new) and (arm.old or arm.new).untrained)  # type: ignore[union-attr]
+    after = 0.1 * arm.stage.planned_tokens if untrained else 0
+    return [loss for tokens, loss in curve if tokens >= after and math.isfinite(loss)]
+
+
+def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:
+    return {
+        **_line(x, y),
+        'mode': 'lines',
+        'name': name,
+        'yaxis': axis,
+        'showlegend': False,
+        'line': {'color': colour, 'width': 1.5, 'dash': dash or 'solid'},
+        'hovertemplate': '%{y:.3~e} at %{x:.4s} tokens',
+    }
+
+
+def _rate(batches: Sequence[Batch]) -> tuple[list[int], list[float]]:
+    """The rate over tokens, thinned; the first, highest and last batch of each stretch stay, so no peak is lost."""
+    x: list[int] = []
+    y: list[float] = []
+    for bucket in _buckets(batches):
+        kept = {id(line): line for line in (bucket[0], max(bucket, key=lambda line: line.lr), bucket[-1])}
+        for line in sorted(kept.values(), key=lambda line: line.tokens):
+            x.append(line.tokens)
+            y.append(line.lr)
+    return x, y
+
+
+def _buckets(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+    """Neighbouring batches in at most ``MAX_POINTS`` groups of about the same size."""
+    count = min(MAX_POINTS, len(batches))
+    edges = [index * len(batches) // count for index in range(count + 1)] if count else []
+    return [batches[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _set_colour(role: str) -> str:
+    return '--old' if role == 'upstream' else '--new'
+
+
+def _arm_style(arm: Arm, index: int) -> tuple[str, str, str]:
+    """Colour, dash and mark of an arm: the same for a role on every page, and told apart without colour too."""
+    role = role_of(arm.name)
+    if role:
+        return f'--{role}', ARM_DASHES[role], ARM_MARKS[role]
+    other = index % OTHER_COLOURS
+    return f'--other-{other}', SET_DASHES[other], [*ARM_MARKS.values()][other] + '-open'
+
+
+def _stage_marks(run: Run) -> tuple[list[Figure], list[Figure]]:
+    """A line and a name where each stage began."""
+    shapes, names = [], []
+    for stage in run.stages:
+        if stage.index:
+            line = {'color': '--faint', 'width': 1}
+            x = stage.start_tokens
+            shapes.append(
+                {'type': 'line', 'xref': 'x', 'yref': 'paper', 'x0': x, 'x1': x, 'y0': 0, 'y1': 1, 'line': line}
+            )
+        names.append(
+            {
+                'text': _escape(stage.name),
+                'x': stage.start_tokens,
+                'y': 1,
+                'xref': 'x',
+                'yref': 'paper',
+                'xanchor': 'left',
+                'yanchor': 'bottom',
+                'showarrow': False,
+                'font': {'color': '--muted', 'size': 12},
+            },
+        )
+    return shapes, names
+
+
+def _stop_marks(run: Run, layout: Figure) -> list[Figure]:
+    """A mark where the run went on after each interruption, with what was lost in its hover text."""
+    stops = [stop for stop in interruptions(run.events) if stop.tokens is not None]
+    if not stops:
+        return []
+    top = max((line.lr for line in run.batches if math.isfinite(line.lr)), default=1.0)
+    if len(stops) <= MAX_LINES:
+        line = {'color': '--faint', 'width': 1, 'dash': 'dot'}
+        layout['shapes'] += [
+            {
+                'type': 'line',
+                'xref': 'x',
+                'yref': 'paper',
+                'x0': s.tokens,
+                'x1': s.tokens,
+                'y0': 0,
+                'y1': 1,
+                'line': line,
+            }
+            for s in stops
+        ]
+    texts = []
+    for stop in stops:
+        idle = 'unknown time' if stop.seconds is None else f'{"at most " if stop.at_most else ""}{stop.seconds:.0f} s'
+        again = '' if stop.lost_batches is None else f', {stop.lost_batches} batches repeated'
+        texts.append(f'{stop.kind}, went on at batch {stop.batch}<br>{idle} stood still{again}')
+    return [
+        {
+            **_line([stop.tokens or 0 for stop in stops], [top * 1.1] * len(stops)),
+            'mode': 'markers',
+            'name': 'stopped and resumed',
+            'yaxis': 'y2',
+            'marker': {'symbol': 'triangle-down', 'size': 9, 'color': '--muted'},
+            'text': texts,
+            'hovertemplate': '%{text}<extra></extra>',
+        },
+    ]
+
+
+def _layout(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: str = 'tokens') -> Figure:
+    """A quiet layout of stacked panels over one x axis; ``rows`` are (title, bottom, top) from the top down."""
+    grid = {'gridcolor': '--grid', 'zeroline': False, 'linecolor': '--faint', 'showline': True, 'ticks': 'outside'}
+    grid |= {'tickcolor': '--faint', 'exponentformat': 'B', 'automargin': True}
+    layout: Figure = {
+        'height': height,
+        'margin': {'l': 56, 'r': 12, 't': 44, 'b': 44},
+        'paper_bgcolor': 'rgba(0,0,0,0)',
+        'plot_bgcolor': 'rgba(0,0,0,0)',
+        'font': {
+            'family': 'system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif',
+            'size': 13,
+            'color': '--ink',
+        },
+        'hovermode': 'x unified' if len(rows) < 3 else 'closest',
+        'hoverlabel': {'bgcolor': '--paper', 'bordercolor': '--faint', 'font': {'color': '--ink'}},
+        'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom', 'xanchor': 'left', 'yref': 'container'},
+        'uirevision': 'keep',
+        'xaxis': {**grid, 'title': {'text': x_title}, 'anchor': f'y{len(rows) if len(rows) > 1 else ""}'},
+    }
+    layout['legend'] |= {'yanchor': 'top', 'bgcolor': 'rgba(0,0,0,0)'}
+    for number, (title, bottom, top) in enumerate(rows, start=1):
+        name = '' if number == 1 else str(number)
+        layout[f'yaxis{name}'] = {**grid, 'domain': [bottom, top], 'title': {'text': title}, 'anchor': 'x'}
+        if title == 'learning rate':
+            layout[f'yaxis{name}'] |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
+    return layout
+
+
+def _escape(text: str) -> str:
+    """Text from a file for a label: plotly reads some HTML in labels."""
+    return html.escape(text, quote=False)

@@ -1,0 +1,80 @@
+"""Reads a run file into a frozen ``RunConfig``, showing everything that is wrong with it at once; writes one back as YAML."""
+
+import copy
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from rewarm.config.checks import find_problems
+from rewarm.config.messages import explain, locate
+from rewarm.config.schema import RunConfig
+from rewarm.config.source import Loc, Source, read_source
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> RunConfig:
+    """Reads and checks a run file.
+
+    Args:
+        path (str | Path): The YAML file.
+        overrides (Sequence[str]): ``key=value`` each, such as ``stages.0.schedule.lr=1e-4``; the value is read as YAML.
+        world_size (int | None): Ranks that will run it. Default: the environment's ``WORLD_SIZE``, else 1.
+
+    Returns:
+        RunConfig: The settings, checked alone and against each other.
+
+    Raises:
+        ConfigError: With every problem found: ``run.yaml:12: ...``, or ``command line: ...`` for an override.
+    """
+    source = read_source(path, overrides)
+    config, problems = _validate(source)
+    if config is not None:
+        problems += find_problems(config, world_size=world_size)
+    lines = source.problems + [(source.line(loc), text) for loc, text in problems]
+    if lines or config is None:
+        raise source.error(lines)
+    return config
+
+
+def dump(config: RunConfig) -> str:
+    """Writes settings as YAML: every default spelled out, overrides and ``${key}`` put in.
+
+    Args:
+        config (RunConfig): The settings.
+
+    Returns:
+        str: YAML, which ``load`` reads into an equal config.
+    """
+    data = config.model_dump(mode='json', exclude_none=True)
+    for stage in data['stages']:
+        stage['schedule'] = {'name': stage['schedule'].pop('name'), **stage['schedule']}
+    yaml = YAML(pure=True)
+    yaml.width = 120
+    stream = io.StringIO()
+    yaml.dump(data, stream)
+    return stream.getvalue()
+
+
+def _validate(source: Source) -> tuple[RunConfig | None, list[tuple[Loc, str]]]:
+    """The config and what is wrong; where keys are unknown or misplaced, the config without them, so that the rest is checked too."""
+    try:
+        return RunConfig.model_validate(source.data), []
+    except ValidationError as error:
+        problems = explain(error.errors())
+        rest = copy.deepcopy(source.data)
+        for item in error.errors():
+            _remove(rest, locate(item['loc'])[0])
+    try:
+        return RunConfig.model_validate(rest), problems
+    except ValidationError:
+        return None, problems
+
+
+def _remove(data: Any, loc: Loc) -> None:
+    for part in loc[:-1]:
+        data = data.get(part) if isinstance(data, dict) else data[part] if isinstance(data, list) else None
+    if isinstance(data, dict) and loc:
+        data.pop(loc[-1], None)

@@ -7,6 +7,7 @@ one figure serves light and dark. Nothing here imports plotly: the page carries 
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from rewarm.report.forgetting import Arm, Curve, pareto_front
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Batch, Run
-from rewarm.report.summary import ROLES, role_of
+from rewarm.report.summary import role_of
 
 __all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
 
@@ -207,7 +208,7 @@ def _buckets(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
     """Neighbouring batches in at most ``MAX_POINTS`` groups of about the same size."""
     count = min(MAX_POINTS, len(batches))
     edges = [index * len(batches) // count for index in range(count + 1)] if count else []
-    return [batches[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [batches[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _set_colour(role: str) -> str:

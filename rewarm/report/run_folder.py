@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -297,7 +297,7 @@ def _event(line: dict[str, Any]) -> Event:
     except ValueError:
         time = None
     if time is not None and time.tzinfo is None:
-        time = time.replace(tzinfo=timezone.utc)
+        time = time.replace(tzinfo=UTC)
     return Event(
         event=str(line['event']),
         time=time,

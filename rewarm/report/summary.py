@@ -22,6 +22,8 @@ ROLES = ('rewarm', 'constant', 'scratch', 'replay', 'same-data')
 TIE = 0.02
 """Nats per token. The demo's end losses move by 0.01 to 0.06 with the seed, so less than this is no difference."""
 
+COLUMNS = ('old before', 'rise', '  end', 'forgetting', 'new before', '  end', 'adaptation')
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -93,18 +95,20 @@ def summary(run_folders: Sequence[str | Path]) -> list[str]:
         UserError: If one of them is no run folder.
     """
     runs = read_runs(run_folders)
-    arms = sorted(
-        (arm for arm in map(last_stage_arm, runs) if arm),
-        key=lambda arm: (ROLES + (role_of(arm.name),)).index(role_of(arm.name)),  # type: ignore[arg-type]
-    )
+    arms = sorted((arm for arm in map(last_stage_arm, runs) if arm), key=_place)
     if not arms:
         return ['nothing was evaluated yet']
-    width = max(len(_label(arm)) for arm in arms)
-    lines = [f'{"validation loss":<{width}}   old: before   rise    end  forgetting   new: before    end  adaptation']
+    width = max(len('validation loss'), *(len(_label(arm)) for arm in arms))
+    lines = [_row('validation loss', COLUMNS, width)]
     lines += [_arm_line(arm, width) for arm in arms]
     if len(arms) > 1:
         lines += [str(finding) for finding in findings(find_arms(runs))]
     return lines
+
+
+def _place(arm: Arm) -> int:
+    role = role_of(arm.name)
+    return ROLES.index(role) if role else len(ROLES)
 
 
 def _label(arm: Arm) -> str:
@@ -114,12 +118,21 @@ def _label(arm: Arm) -> str:
 
 def _arm_line(arm: Arm, width: int) -> str:
     old, new = arm.old, arm.new
-    rise = old.rise if old and not old.untrained else None
-    return (
-        f'{_label(arm):<{width}} {_loss(old.before if old else None):>13} {_signed(rise):>6}'
-        f' {_loss(old.end if old else None):>6} {_signed(old.forgetting if old else None):>11}'
-        f' {_loss(new.before if new else None):>13} {_loss(new.end if new else None):>6}'
-        f' {_signed(new.adaptation if new else None):>11}'
+    cells = (
+        _loss(old.before if old else None),
+        _signed(old.rise if old and not old.untrained else None),
+        _loss(old.end if old else None),
+        _signed(old.forgetting if old else None),
+        _loss(new.before if new else None),
+        _loss(new.end if new else None),
+        _signed(new.adaptation if new else None),
+    )
+    return _row(_label(arm), cells, width)
+
+
+def _row(first: str, cells: Sequence[str], width: int) -> str:
+    return f'{first:<{width}}' + ''.join(
+        f'{cell:>{len(title) + 2}}' for title, cell in zip(COLUMNS, cells, strict=True)
     )
 
 
@@ -209,7 +222,8 @@ def _same_data(arms: dict[str, Arm]) -> Finding:
         return Finding(claim, 'not measured', problem)
     arm = arms['same-data']
     old = arm.old
-    assert old is not None and old.rise is not None
+    assert old is not None
+    assert old.rise is not None
     if old.recovery_tokens == 0:
         after = 'never above its start'
     elif old.recovery_tokens is None:

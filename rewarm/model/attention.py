@@ -175,5 +175,5 @@ def _probe(name: str, attention: Attention, device: torch.device, head_dim: int,
 
 def _sdpa_choice(device: torch.device, head_dim: int, dtype: torch.dtype) -> str:
     x_BHTK = torch.zeros(1, 2, 128, head_dim, device=device, dtype=dtype)
-    choice = SDPBackend(torch._fused_sdp_choice(x_BHTK, x_BHTK, x_BHTK, is_causal=True))
+    choice = SDPBackend(torch._fused_sdp_choice(x_BHTK, x_BHTK, x_BHTK, is_causal=True))  # pyright: ignore[reportPrivateImportUsage]
     return choice.name.lower().removesuffix('_attention')

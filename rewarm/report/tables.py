@@ -1,0 +1,251 @@
+"""The page's tables and lists as HTML. Every text is escaped here, in one place: it comes from files."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+from rewarm.report.forgetting import Arm, SetOutcome, set_outcomes
+from rewarm.report.interruptions import interruptions, throughput
+from rewarm.report.run_folder import Run, Stage
+
+__all__ = [
+    'arms_table',
+    'escape',
+    'facts',
+    'interruptions_table',
+    'stage_outcomes_table',
+    'stages_table',
+    'tokens_text',
+]
+
+DASH = '–'
+Row = Sequence[str]
+
+
+def escape(text: object) -> str:
+    """Text for HTML, in content and in quoted attributes."""
+    return html.escape(str(text), quote=True)
+
+
+def stage_outcomes_table(run: Run, number: int) -> str:
+    """What each stage did to each evaluation set."""
+    outcomes = set_outcomes(run)
+    groups = []
+    for stage in run.stages:
+        rows = [_outcome_row(entry) for entry in outcomes if entry.stage is stage]
+        suffix = '' if stage.finished else ', so far'
+        groups.append((f'{stage.name} ({tokens_text(stage.done_tokens)} tokens{suffix})', rows))
+    head = ('Validation set', 'Before', 'Peak', 'Rise', 'Peak at', 'End', 'Forgetting', 'Recovery', 'Adaptation')
+    head += ('Perplexity', 'Bits per byte')
+    caption = (
+        'What each stage did to the validation losses, in nats per token. Perplexity and bits per byte are those at the '
+        'end of the stage. A stage that began with untrained weights has nothing to forget.'
+    )
+    return _table(number, caption, head, groups)
+
+
+def arms_table(arms: Sequence[Arm], number: int) -> str:
+    """The last stage of several runs, a line each."""
+    rows = []
+    for arm in arms:
+        old, new = arm.old, arm.new
+        rows.append(
+            (
+                arm.name if arm.run.finished else f'{arm.name} (so far)',
+                tokens_text(arm.stage.done_tokens),
+                _loss(old.before if old else None),
+                _signed(old.rise if old and not old.untrained else None),
+                _loss(old.end if old else None),
+                _signed(old.forgetting if old else None),
+                _loss(new.before if new else None),
+                _loss(new.end if new else None),
+                _signed(new.adaptation if new else None),
+            ),
+        )
+    head = ('Run', 'Tokens', 'Old before', 'Rise', 'Old end', 'Forgetting', 'New before', 'New end', 'Adaptation')
+    return _table(number, 'The last stage of every run; losses in nats per token.', head, [('', rows)])
+
+
+def stages_table(run: Run, number: int) -> str:
+    """What each stage was: budget, curve, data, optimizer state."""
+    rows = []
+    for stage in run.stages:
+        last = next((line for line in reversed(run.batches) if line.stage == stage.name), None)
+        samples = dict(last.samples) if last else {}
+        shares = {str(stream.get('name')): str(stream.get('share', '')) for stream in stage.streams}
+        streams = [
+            f'{name} {_share(shares.get(name, ""))}'.strip()
+            + (f' ({samples[name]:,} samples)' if name in samples else '')
+            for name in dict.fromkeys([*shares, *samples])
+        ]
+        rows.append(
+            (
+                stage.name,
+                tokens_text(stage.done_tokens) + ('' if stage.finished else f' of {tokens_text(stage.planned_tokens)}'),
+                f'{stage.batches:,}',
+                _schedule(stage),
+                ', '.join(streams) or DASH,
+                stage.optimizer_state or DASH,
+            ),
+        )
+    head = ('Stage', 'Tokens', 'Batches', 'Learning rate', 'Data', 'Optimizer state')
+    return _table(number, 'The stages as they ran.', head, [('', rows)], text_columns=(0, 3, 4, 5))
+
+
+def interruptions_table(run: Run, number: int) -> str:
+    """Every stop and restart; empty if there was none."""
+    rows = [
+        (
+            stop.kind,
+            DASH if stop.batch is None else f'{stop.batch:,}',
+            DASH if stop.tokens is None else tokens_text(stop.tokens),
+            DASH if stop.seconds is None else f'{"≤ " if stop.at_most else ""}{_duration(stop.seconds)}',
+            DASH if stop.lost_batches is None else f'{stop.lost_batches:,}',
+        )
+        for stop in interruptions(run.events)
+    ]
+    if not rows:
+        return ''
+    caption = (
+        'Interruptions. Lost time runs from the stop to the first batch after it; where a run was killed without a word, '
+        'it counts from the last event before and is an upper bound.'
+    )
+    head = ('Stop', 'Went on at batch', 'Tokens', 'Lost time', 'Batches repeated')
+    return _table(number, caption, head, [('', rows)])
+
+
+def facts(run: Run) -> str:
+    """What ran where and how fast, as a list of definitions."""
+    model = run.config.get('model')
+    model = model if isinstance(model, dict) else {}
+    speed = throughput(run)
+    versions = run.environment.get('versions')
+    scalars = {k: v for k, v in run.environment.items() if isinstance(v, str | int | float) and str(v)}
+    evaluated = {(line.set, line.tokens_evaluated) for line in run.evaluations if line.tokens_evaluated}
+    entries = [
+        ('Run folder', run.folder),
+        ('Model', ', '.join(str(model[key]) for key in ('name', 'init_from') if key in model)),
+        ('Tokenizer', run.config.get('tokenizer')),
+        ('Seed', run.config.get('seed')),
+        ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items()) if isinstance(versions, dict) else ''),
+        ('Machine', ', '.join(f'{key.replace("_", " ")} {value}' for key, value in scalars.items())),
+        ('Evaluated', ', '.join(f'{name}: {count:,} tokens each time' for name, count in sorted(evaluated))),
+        ('Throughput', f'{speed.tokens_per_second:,.0f} tokens/s (median batch)' if speed.tokens_per_second else ''),
+        ('Time in batches', _duration(speed.training_seconds) if speed.training_seconds else ''),
+        ('From first to last event', _duration(speed.wall_seconds) if speed.wall_seconds else ''),
+        ('Saving', f'{speed.saves} checkpoints, {_duration(speed.save_seconds)}' if speed.saves else ''),
+        ('Lost to interruptions', _lost(run)),
+        ('Unreadable lines skipped', ', '.join(f'{count} in {name}' for name, count in run.skipped.items())),
+    ]
+    items = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in entries if v not in ('', None))
+    return f'<dl class="facts">{items}</dl>'
+
+
+def tokens_text(tokens: int) -> str:
+    """A count of tokens with three digits and a unit: ``1.02 M``."""
+    for size, unit in ((10**12, 'T'), (10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
+        if abs(tokens) >= size:
+            return f'{tokens / size:.3g} {unit}' if abs(tokens) < 999.5 * size else f'{tokens / size:.0f} {unit}'
+    return str(tokens)
+
+
+def _outcome_row(entry: SetOutcome) -> Row:
+    measured, old = entry.outcome, entry.role == 'upstream'
+    rose = measured.rise is not None and measured.rise > 0
+    return (
+        f'{entry.set} ({"old" if old else "new"})',
+        _loss(measured.before),
+        _loss(measured.peak if rose else None),
+        _signed(measured.rise if rose else None),
+        f'{tokens_text(measured.peak_tokens)} ({measured.peak_share:.0%})' if rose else DASH,
+        _loss(measured.end),
+        _signed(measured.forgetting) if old else '',
+        _recovery(entry) if old else '',
+        '' if old else _signed(measured.adaptation),
+        DASH if entry.last.perplexity is None else f'{entry.last.perplexity:,.2f}',
+        DASH if entry.last.bits_per_byte is None else f'{entry.last.bits_per_byte:.3f}',
+    )
+
+
+def _recovery(entry: SetOutcome) -> str:
+    measured = entry.outcome
+    if measured.before is None or measured.untrained:
+        return DASH
+    if measured.recovery_tokens == 0:
+        return 'never above start'
+    if measured.recovery_tokens is not None:
+        return f'after {tokens_text(measured.recovery_tokens)}'
+    share = measured.recovered_share
+    return DASH if share is None or math.isnan(share) else f'no; {share:.0%} of the rise'
+
+
+def _lost(run: Run) -> str:
+    speed, stops = throughput(run), interruptions(run.events)
+    if not stops:
+        return 'nothing: no interruption'
+    bound = 'at most ' if any(stop.at_most for stop in stops) else ''
+    count = f'{len(stops)} interruption{"s" if len(stops) > 1 else ""}'
+    again = f'{speed.repeated_batches:,} batches repeated (about {_duration(speed.repeated_seconds)})'
+    return f'{bound}{_duration(speed.idle_seconds)} in {count}, {again}'
+
+
+def _schedule(stage: Stage) -> str:
+    values = stage.schedule
+    text = str(values.get('name', DASH))
+    rates = [f'{values[key]:.3g}' for key in ('lr', 'min_lr') if isinstance(values.get(key), int | float)]
+    if rates:
+        text += f', {" to ".join(rates)}'
+    warmup = values.get('warmup_tokens')
+    return text + (f', warm-up {tokens_text(warmup)} tokens' if isinstance(warmup, int) and warmup else '')
+
+
+def _share(share: str) -> str:
+    top, _, bottom = share.partition('/')
+    try:
+        return f'{100 * int(top) / int(bottom or 1):.4g} %'
+    except (ValueError, ZeroDivisionError):
+        return share
+
+
+def _loss(value: float | None) -> str:
+    return DASH if value is None else f'{value:.3f}'
+
+
+def _signed(value: float | None) -> str:
+    return DASH if value is None else f'{value:+.3f}'.replace('-', '−')
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    if seconds < 3600:
+        return f'{seconds / 60:.1f} min'
+    return f'{seconds / 3600:.1f} h'
+
+
+def _table(
+    number: int,
+    caption: str,
+    head: Sequence[str],
+    groups: Iterable[tuple[str, Sequence[Row]]],
+    text_columns: Sequence[int] = (0,),
+) -> str:
+    """A table with row groups; all columns but ``text_columns`` hold numbers and are aligned right."""
+    kinds = ['' if index in text_columns else ' class="number"' for index in range(len(head))]
+    parts = [f'<thead><tr>{"".join(f"<th scope=col{k}>{escape(t)}</th>" for k, t in zip(kinds, head))}</tr></thead>']
+    for title, rows in groups:
+        parts.append('<tbody>')
+        if title:
+            parts.append(f'<tr><th class="group" scope="rowgroup" colspan="{len(head)}">{escape(title)}</th></tr>')
+        for row in rows:
+            cells = [f'<th scope="row">{escape(row[0])}</th>']
+            cells += [f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], row[1:])]
+            parts.append(f'<tr>{"".join(cells)}</tr>')
+        parts.append('</tbody>')
+    label = f'Table {number}'
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<caption><b>{label}.</b> {escape(caption)}</caption>{"".join(parts)}</table></div>'
+    )

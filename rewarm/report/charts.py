@@ -36,6 +36,8 @@ ARM_MARKS = {
     'same-data': 'triangle-up',
 }
 OTHER_COLOURS = 4
+UNTRAINED_SHARE = 0.1
+"""An untrained model starts so high that all differences would vanish: loss axes ignore this share of its stage."""
 
 
 def validation_figure(run: Run) -> Figure:
@@ -67,6 +69,11 @@ def validation_figure(run: Run) -> Figure:
     traces.append(_rate_trace(x, y, 'learning rate', '--ink', None))
     layout = _layout(height=520, rows=(('validation loss', 0.36, 1.0), ('learning rate', 0.0, 0.28)))
     layout['shapes'], layout['annotations'] = _stage_marks(run)
+    _set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
+    untrained = run.stages[0].name if run.from_scratch and run.stages else None
+    after = UNTRAINED_SHARE * run.stages[0].planned_tokens if untrained else 0
+    telling = [line.loss for line in run.evaluations if line.stage != untrained or line.stage_tokens >= after]
+    _set_range(layout['yaxis'], telling)
     traces += _stop_marks(run, layout)
     return {'data': traces, 'layout': layout}
 
@@ -95,6 +102,7 @@ def training_figure(run: Run) -> Figure:
             },
         )
     layout = _layout(height=300, rows=(('training loss', 0.0, 1.0),))
+    _set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
     layout['shapes'], layout['annotations'] = _stage_marks(run)
     return {'data': traces, 'layout': layout}
 
@@ -103,13 +111,12 @@ def comparison_figure(arms: Sequence[Arm]) -> Figure:
     """Old loss, new loss and rate of several runs over the tokens since each one's last stage began."""
     traces = []
     for index, arm in enumerate(arms):
-        colour, dash, mark = _arm_style(arm, index)
+        colour, dash, _ = _arm_style(arm, index)
         style = {
-            'mode': 'lines+markers',
+            'mode': 'lines',
             'name': _escape(arm.name),
             'legendgroup': str(index),
             'line': {'color': colour, 'width': 2, 'dash': dash},
-            'marker': {'size': 4, 'color': colour, 'symbol': mark},
             'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
         }
         shown = False
@@ -123,17 +130,19 @@ def comparison_figure(arms: Sequence[Arm]) -> Figure:
         traces.append({**rate, 'legendgroup': str(index)})
     rows = (('loss on old data', 0.64, 1.0), ('loss on new data', 0.25, 0.59), ('learning rate', 0.0, 0.18))
     layout = _layout(height=760, rows=rows, x_title='tokens since the last stage began')
-    # An untrained model starts so high that the differences between arms would vanish: begin where the others are.
     for axis, curves in (('yaxis', [arm.old_curve for arm in arms]), ('yaxis2', [arm.new_curve for arm in arms])):
         values = [loss for arm, curve in zip(arms, curves, strict=True) for loss in _telling(arm, curve)]
-        if values:
-            margin = 0.05 * (max(values) - min(values)) or 0.05
-            layout[axis]['range'] = [min(values) - margin, max(values) + margin]
+        _set_range(layout[axis], values)
+    _set_range(layout['xaxis'], [0, *(arm.stage.done_tokens for arm in arms)], margin=0.01)
     return {'data': traces, 'layout': layout}
 
 
 def pareto_figure(arms: Sequence[Arm]) -> Figure:
-    """End points of several runs, old loss against new loss, and the front that no other run beats on both."""
+    """End points of several runs, old loss against new loss, and the front that no other run beats on both.
+
+    Args:
+        arms (Sequence[Arm]): Arms of the comparison; those without both losses are left out.
+    """
     complete = [(index, arm) for index, arm in enumerate(arms) if arm.old and arm.new]
     points = [(arm.old.end, arm.new.end) for _, arm in complete if arm.old and arm.new]
     front = pareto_front(points)
@@ -141,9 +150,9 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
         {
             **_line([points[i][0] for i in front], [points[i][1] for i in front]),
             'mode': 'lines',
-            'name': 'not beaten on both',
             'line': {'color': '--faint', 'width': 1.5, 'dash': 'dot'},
             'hoverinfo': 'skip',
+            'showlegend': False,
         },
     ]
     for (index, arm), (old, new) in zip(complete, points, strict=True):
@@ -151,17 +160,24 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
         traces.append(
             {
                 **_line([old], [new]),
-                'mode': 'markers',
+                'mode': 'markers+text',
                 'name': _escape(arm.name),
+                'text': [_escape(arm.name)],
+                'textposition': 'top center',
+                'textfont': {'color': colour},
                 'marker': {'size': 11, 'color': colour, 'symbol': mark},
                 'hovertemplate': 'old %{x:.3f}, new %{y:.3f}',
+                'showlegend': False,
             },
         )
     layout = _layout(
         height=420, rows=(('loss on new data at the end', 0.0, 1.0),), x_title='loss on old data at the end'
     )
-    layout['xaxis'].update(exponentformat='none', tickformat='.2f', rangemode='normal')
+    for axis, values in (('xaxis', [x for x, _ in points]), ('yaxis', [y for _, y in points])):
+        layout[axis].update(exponentformat='none', tickformat='.2f')
+        _set_range(layout[axis], values, margin=0.15)
     layout['hovermode'] = 'closest'
+    layout['margin']['t'] = 20
     return {'data': traces, 'layout': layout}
 
 
@@ -174,10 +190,18 @@ def _curve_line(curve: Curve) -> Figure:
 
 
 def _telling(arm: Arm, curve: Curve) -> list[float]:
-    """The losses that set the range of an axis; of an untrained start only the last nine tenths of the stage."""
+    """The losses that set the range of an axis; of an untrained start only those after the first steep fall."""
     untrained = bool((arm.old or arm.new) and (arm.old or arm.new).untrained)  # type: ignore[union-attr]
-    after = 0.1 * arm.stage.planned_tokens if untrained else 0
+    after = UNTRAINED_SHARE * arm.stage.planned_tokens if untrained else 0
     return [loss for tokens, loss in curve if tokens >= after and math.isfinite(loss)]
+
+
+def _set_range(axis: Figure, values: Sequence[float], margin: float = 0.05) -> None:
+    """Fits an axis to the finite values, with a margin as a share of their spread."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        space = margin * (max(finite) - min(finite)) or 0.05
+        axis['range'] = [min(finite) - space, max(finite) + space]
 
 
 def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:
@@ -307,12 +331,22 @@ def _layout(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: s
         'hoverlabel': {'bgcolor': '--paper', 'bordercolor': '--faint', 'font': {'color': '--ink'}},
         'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom', 'xanchor': 'left', 'yref': 'container'},
         'uirevision': 'keep',
-        'xaxis': {**grid, 'title': {'text': x_title}, 'anchor': f'y{len(rows) if len(rows) > 1 else ""}'},
+        'modebar': {'bgcolor': 'rgba(0,0,0,0)', 'color': '--faint', 'activecolor': '--ink'},
+        'xaxis': {
+            **grid,
+            'title': {'text': x_title, 'font': {'size': 13}},
+            'anchor': f'y{len(rows) if len(rows) > 1 else ""}',
+        },
     }
     layout['legend'] |= {'yanchor': 'top', 'bgcolor': 'rgba(0,0,0,0)'}
     for number, (title, bottom, top) in enumerate(rows, start=1):
         name = '' if number == 1 else str(number)
-        layout[f'yaxis{name}'] = {**grid, 'domain': [bottom, top], 'title': {'text': title}, 'anchor': 'x'}
+        layout[f'yaxis{name}'] = {
+            **grid,
+            'domain': [bottom, top],
+            'title': {'text': title, 'font': {'size': 13}},
+            'anchor': 'x',
+        }
         if title == 'learning rate':
             layout[f'yaxis{name}'] |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
     return layout

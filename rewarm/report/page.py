@@ -13,11 +13,12 @@ from rewarm.report import charts, tables
 from rewarm.report.forgetting import Arm, last_stage_arm, set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, read_runs
-from rewarm.report.summary import TIE, find_arms, findings
+from rewarm.report.summary import TIE, find_arms, findings, role_of
 from rewarm.report.tables import escape, tokens_text
 
 __all__ = ['write_page']
 
+_CUT = 'Axes are cut where a model without training begins; double-click a chart to see all.'
 PAPER = 'https://arxiv.org/abs/2308.04014'
 TERMS = {
     'Old and new data': 'what the model was trained on before (upstream) and what it goes on with (downstream).',
@@ -76,7 +77,7 @@ class _Page:
         self.figures: dict[str, charts.Figure] = {}
         self.table_count = 0
         names = [run.name for run in runs]
-        self.title = names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
+        self.title = names[0] if len(names) == 1 else f'{len(names)} runs compared'
 
     def body(self) -> str:
         """The page's content from the heading to the footer."""
@@ -84,7 +85,7 @@ class _Page:
         parts = [f'<header><h1>{escape(self.title)}</h1>']
         if several:
             links = [f'<li><a href="#run-{i}">{escape(run.name)}</a></li>' for i, run in enumerate(self.runs)]
-            parts.append('<p class="lede">A comparison of runs, then each run by itself:</p>')
+            parts.append('<p class="lede">First the runs side by side, then each by itself:</p>')
             parts.append(f'<nav aria-label="Runs"><ul>{"".join(links)}</ul></nav></header><main>')
             parts.append(self._comparison())
         else:
@@ -100,10 +101,13 @@ class _Page:
 
     def _comparison(self) -> str:
         arms = [arm for arm in map(last_stage_arm, self.runs) if arm]
-        parts = ['<section id="comparison"><h2>Comparison</h2>']
         if not arms:
-            return parts[0] + '<p>Nothing was evaluated yet.</p></section>'
-        parts.append(_terms())
+            return '<section><h2>Comparison</h2><p>Nothing was evaluated yet.</p></section>'
+        parts = ['<section><h2>What these runs show of the paper’s findings</h2>']
+        parts.append(f'<p>Computed from the runs; less than {TIE} nats per token apart is too close to tell.</p>')
+        items = ''.join(f'<li>{escape(_sentence(str(f)))}</li>' for f in findings(find_arms(self.runs)))
+        parts.append(f'<ul class="findings">{items}</ul>{_terms()}</section>')
+        parts.append('<section><h2>Side by side</h2>')
         tokenizers = {str(run.config.get('tokenizer')) for run in self.runs}
         if len(tokenizers) > 1:
             parts.append('<p>The runs use different tokenizers: compare their bits per byte, not their losses.</p>')
@@ -111,25 +115,23 @@ class _Page:
             self._figure(
                 charts.comparison_figure(arms),
                 'Validation loss on old data, on new data, and the learning rate, over tokens since each run’s last stage '
-                'began. Runs that share their first stage start from the same point. Axes are cut where a model without '
-                'training begins.',
+                f'began. Runs that share their first stage start from the same point. {_CUT}',
                 '; '.join(f'{arm.name}: {_spoken(arm)}' for arm in arms),
             ),
         )
-        if sum(bool(arm.old and arm.new) for arm in arms) > 1:
+        parts.append(self._table(tables.arms_table, arms))
+        # The control on the same data was shown no new data: it has no place in a trade-off between the two.
+        ends = [arm for arm in arms if arm.old and arm.new and role_of(arm.name) != 'same-data']
+        if len(ends) > 1:
             parts.append(
                 self._figure(
-                    charts.pareto_figure(arms),
+                    charts.pareto_figure(ends),
                     'Where each run ends. Lower left is better; no run is better on both losses than one on the dotted '
-                    'line.',
+                    'line. A control on the same data is left out.',
                     'Loss on new data at the end against loss on old data at the end, one mark a run',
                 ),
             )
-        parts.append(self._table(tables.arms_table, arms))
-        parts.append('<h3>The paper’s findings in these runs</h3>')
-        parts.append(f'<p>Computed from the runs above; less than {TIE} nats apart is too close to tell.</p>')
-        items = ''.join(f'<li>{escape(_sentence(str(f)))}</li>' for f in findings(find_arms(self.runs)))
-        parts.append(f'<ul class="findings">{items}</ul></section>')
+        parts.append('</section>')
         return '\n'.join(parts)
 
     def _run(self, run: Run, index: int, several: bool) -> str:
@@ -144,7 +146,9 @@ class _Page:
                 self._figure(
                     charts.validation_figure(run),
                     'Validation loss, with the learning rate under it on the same axis. Upright lines are the starts of '
-                    'stages' + ('; dotted lines and triangles are interruptions.' if stopped else '.'),
+                    'stages'
+                    + ('; dotted lines and triangles are interruptions.' if stopped else '.')
+                    + (f' {_CUT}' if run.from_scratch else ''),
                     '; '.join(
                         f'{entry.set} in stage {entry.stage.name}: {_loss_path(entry.outcome.before, entry.outcome.end)}'
                         for entry in set_outcomes(run)

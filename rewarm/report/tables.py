@@ -159,7 +159,7 @@ def _outcome_row(entry: SetOutcome) -> Row:
         _loss(measured.before),
         _loss(measured.peak if rose else None),
         _signed(measured.rise if rose else None),
-        f'{tokens_text(measured.peak_tokens)} ({measured.peak_share:.0%})' if rose else DASH,
+        f'{tokens_text(measured.peak_tokens)} ({_percent(measured.peak_share)})' if rose else DASH,
         _loss(measured.end),
         _signed(measured.forgetting) if old else '',
         _recovery(entry) if old else '',
@@ -174,11 +174,11 @@ def _recovery(entry: SetOutcome) -> str:
     if measured.before is None or measured.untrained:
         return DASH
     if measured.recovery_tokens == 0:
-        return 'never above start'
+        return 'never above'
     if measured.recovery_tokens is not None:
         return f'after {tokens_text(measured.recovery_tokens)}'
     share = measured.recovered_share
-    return DASH if share is None or math.isnan(share) else f'no; {share:.0%} of the rise'
+    return DASH if share is None or math.isnan(share) else f'{_percent(share)} of rise'
 
 
 def _lost(run: Run) -> str:
@@ -207,6 +207,10 @@ def _share(share: str) -> str:
         return f'{100 * int(top) / int(bottom or 1):.4g} %'
     except (ValueError, ZeroDivisionError):
         return share
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.0f} %'
 
 
 def _loss(value: float | None) -> str:

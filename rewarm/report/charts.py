@@ -163,7 +163,9 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
                 'mode': 'markers+text',
                 'name': _escape(arm.name),
                 'text': [_escape(arm.name)],
-                'textposition': 'top center',
+                # Towards the middle, so that no name is cut at an edge.
+                'textposition': 'top left' if 2 * old > sum(_span([x for x, _ in points])) else 'top right',
+                'cliponaxis': False,
                 'textfont': {'color': colour},
                 'marker': {'size': 11, 'color': colour, 'symbol': mark},
                 'hovertemplate': 'old %{x:.3f}, new %{y:.3f}',
@@ -196,12 +198,17 @@ def _telling(arm: Arm, curve: Curve) -> list[float]:
     return [loss for tokens, loss in curve if tokens >= after and math.isfinite(loss)]
 
 
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    return min(finite), max(finite)
+
+
 def _set_range(axis: Figure, values: Sequence[float], margin: float = 0.05) -> None:
     """Fits an axis to the finite values, with a margin as a share of their spread."""
-    finite = [value for value in values if math.isfinite(value)]
-    if finite:
-        space = margin * (max(finite) - min(finite)) or 0.05
-        axis['range'] = [min(finite) - space, max(finite) + space]
+    if any(map(math.isfinite, values)):
+        low, high = _span(values)
+        space = margin * (high - low) or 0.05
+        axis['range'] = [low - space, high + space]
 
 
 def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:

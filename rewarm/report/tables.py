@@ -248,8 +248,9 @@ def _table(
             cells += [f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], row[1:])]
             parts.append(f'<tr>{"".join(cells)}</tr>')
         parts.append('</tbody>')
-    label = f'Table {number}'
+    name = f'table-{number}'
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
-        f'<caption><b>{label}.</b> {escape(caption)}</caption>{"".join(parts)}</table></div>'
+        f'<figure><figcaption id="{name}"><b>Table {number}.</b> {escape(caption)}</figcaption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">'
+        f'<table aria-labelledby="{name}">{"".join(parts)}</table></div></figure>'
     )

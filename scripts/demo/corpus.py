@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,7 +162,7 @@ def read_stdlib(root: Path, workers: int) -> tuple[list[Document], list[Document
         seen.add(text)
         return fresh
 
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
         results = pool.map(read_file, map(str, paths), chunksize=16)
         for path, (code, found) in zip(paths, watch(results, len(paths), 'reading the standard library'), strict=True):
             name = path.relative_to(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rewarm.config.errors import UserError
 from rewarm.report.forgetting import Arm, last_stage_arm
@@ -29,7 +30,7 @@ LABELS = {
     'replay': 're-warmed + replay',
     'same-data': 're-warmed, same data',
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     'font.family': 'sans-serif',
     'font.size': 9,
     'axes.spines.top': False,

@@ -61,19 +61,15 @@ def interruptions(events: Sequence[Event]) -> list[Interruption]:
         events (Sequence[Event]): In the order of ``events.jsonl``.
     """
     found: list[Interruption] = []
+    boundary = 'run_start' if any(event.event == 'run_start' for event in events) else 'resume'
     stop: Event | None = None
-    waiting = False
     for index, event in enumerate(events):
-        previous = events[index - 1] if index else None
-        restarted = event.event == 'run_start' or (event.event == 'resume' and not waiting)
-        if restarted and previous is not None and not waiting:
-            waiting = previous.event != 'finished'
-            stop = next((e for e in reversed(events[:index]) if e.event in ('preempted', *BEGINNINGS)), None)
-            stop = stop if stop is not None and stop.event == 'preempted' else previous
-        if waiting and stop is not None and event.event in BEGINNINGS:
-            begun = _first_batch(events[index:]) or event
-            found.append(_interruption(stop, event, begun))
-            waiting = False
+        # Starts that came to nothing (another start before any batch) belong to the stop before them.
+        if event.event == boundary and index and stop is None and events[index - 1].event != 'finished':
+            stop = _stop(events[:index])
+        if stop is not None and event.event in BEGINNINGS:
+            found.append(_interruption(stop, event, _first_batch(events[index:]) or event))
+            stop = None
     return found
 
 
@@ -95,6 +91,12 @@ def throughput(run: Run) -> Throughput:
         saves=len(saves),
         save_seconds=sum(value for value in saves if isinstance(value, int | float)),
     )
+
+
+def _stop(before: Sequence[Event]) -> Event:
+    """The event that stands for the end of the process before: its preemption, else the last thing it recorded."""
+    last = next((event for event in reversed(before) if event.event in ('preempted', *BEGINNINGS)), None)
+    return last if last is not None and last.event == 'preempted' else before[-1]
 
 
 def _first_batch(events: Sequence[Event]) -> Event | None:

@@ -152,12 +152,12 @@ def _eval_lines(role: str, stage: str, kind: int, n: int, total: int, batch: int
 
 
 def _events(role: str, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    last = metrics[-1]
+    last = metrics[-1] if metrics else {'batch': 0}
     events: list[dict[str, Any]] = []
 
     def add(after: float, event: str, batch: int, **fields: Any) -> None:
         time = (BEGAN + timedelta(seconds=after)).isoformat()
-        line = next((line for line in metrics if line['batch'] == batch), metrics[0])
+        line = next((line for line in metrics if line['batch'] == batch), {'stage': None})
         tokens = batch * TOKENS_PER_BATCH
         events.append(
             {'time': time, 'event': event, 'batch': batch, 'tokens': tokens, 'stage': line['stage'], **fields}

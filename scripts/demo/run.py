@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
+from rewarm.report.figure import write_figure
 from rewarm.report.summary import summary
 
 __all__ = ['Training', 'main', 'train_all']
@@ -32,6 +33,7 @@ ARMS = ('rewarm', 'scratch', 'constant', 'replay', 'same-data')  # in the order 
 AT_A_TIME = 2  # one thread each
 PREEMPTED = 75  # rewarm's exit code for "saved; start me again"
 SIGTERM_AT = 0.15  # of the second stage, while the rate is near its peak
+LOOK_EVERY = 0.5  # seconds between two looks at the processes
 SIGNS_OF_LIFE = 10  # seconds between lines where there is no terminal to draw bars on
 ON_A_TERMINAL = sys.stderr.isatty()
 STARTED_AT = time.monotonic()
@@ -207,7 +209,7 @@ def train_all(trainings: list[Training]) -> None:
                 running.append(training)
             if not running:
                 raise SystemExit(f'{waiting[0].name} needs {waiting[0].waits_for}, which no run has written')
-            time.sleep(0.5)
+            time.sleep(LOOK_EVERY)
             running = [training for training in running if not training.check()]
             for training in running:
                 training.preempt_if_due()
@@ -233,10 +235,11 @@ def main() -> None:
     """Runs from the command line."""
     parser = argparse.ArgumentParser(description='Shows forgetting and recovery on real text, on a CPU.')
     parser.add_argument('--quick', action='store_true', help='the two-stage run alone, shorter: under two minutes')
-    quick = parser.parse_args().quick
+    parser.add_argument('--figure', type=Path, help="also draw the README's figure there (.svg or .png)")
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run outlives the demo
     os.chdir(ROOT)
-    names = ('quick',) if quick else ARMS
+    names = ('quick',) if arguments.quick else ARMS
     trainings = [Training(name, sigterm=name == names[0]) for name in names]
     folders = [training.folder for training in trainings]
     start_over([DATA, *folders, Path('runs/demo-logs')])
@@ -258,6 +261,8 @@ def main() -> None:
     headline('Report')
     page = Path('runs/demo.html')
     run(rewarm('report', *folders, '--out', page))
+    if arguments.figure:
+        print(f'README figure: {write_figure(folders, arguments.figure)}')
     print()
     print('\n'.join(summary(folders)))
     headline(f'Done. Open {page.resolve()}')

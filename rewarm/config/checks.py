@@ -1,8 +1,247 @@
-"""Checks between settings; each finding names the key and what to write instead."""
+"""Checks between settings; each finding has the way to a key, and says what to write instead."""
 
-from rewarm.config.schema import RunConfig
-from rewarm.config.source import Loc
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from rewarm.config.card import DatasetCard, read_card
+from rewarm.config.duration import Duration
+from rewarm.config.errors import UserError
+from rewarm.config.loggers import LOGGERS
+from rewarm.config.messages import did_you_mean
+from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
+from rewarm.config.source import Loc, dotted
+from rewarm.config.stages import StagePlan, plan_stages
+
+LAUNCHER_GRACE_SECONDS = 30
+"""Seconds after which the ``composer`` launcher kills its ranks once it has sent them a SIGTERM."""
+
+LARGEST_PERIOD = 1_000_000
+"""Largest common denominator of a stage's shares; the order of samples repeats its pattern with it."""
+
+Finding = tuple[Loc, str]
 
 
-def find_problems(config: RunConfig, *, world_size: int | None = None) -> list[tuple[Loc, str]]:
-    return []
+def find_problems(config: RunConfig, *, world_size: int | None = None, previous_lr: float | None = None) -> list[Finding]:
+    """Checks settings against each other.
+
+    Args:
+        config (RunConfig): Settings that are right one by one.
+        world_size (int | None): Ranks that will run it. Default: the environment's ``WORLD_SIZE``, else 1.
+        previous_lr (float | None): The rate before the first stage, if it is known from elsewhere.
+
+    Returns:
+        list[Finding]: Everything wrong.
+    """
+    checks: tuple[Callable[[RunConfig], Iterable[Finding]], ...] = (
+        _check_names,
+        _check_places,
+        _check_shares,
+        _check_units,
+        _check_loggers,
+        _check_cards,
+    )
+    found = _check_batch(config, world_size or _environment_world_size())
+    found += plan_stages(config, previous_lr)[1]
+    return found + [finding for check in checks for finding in check(config)]
+
+
+def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[str], list[str]]:
+    """Finds what is allowed and may surprise.
+
+    Args:
+        config (RunConfig): The settings.
+        stages (Sequence[StagePlan]): The stages, worked out.
+
+    Returns:
+        tuple[list[str], list[str]]: Warnings, and notes on what was rounded.
+    """
+    warnings: list[str] = []
+    if config.preemption.grace_period.seconds > LAUNCHER_GRACE_SECONDS:
+        warnings.append(
+            f'`preemption.grace_period` is {config.preemption.grace_period}, but the `composer` launcher kills its ranks '
+            f'{LAUNCHER_GRACE_SECONDS} s after a SIGTERM; under it, write at most {LAUNCHER_GRACE_SECONDS}sec'
+        )
+    longest = config.model.shape.max_position_embeddings
+    if config.max_seq_len > longest:
+        warnings.append(f'`max_seq_len` is {config.max_seq_len}, and the model was made for at most {longest} positions')
+    for stage in stages:
+        if stage.schedule.get('min_lr') and stage.schedule.get('constant_tokens', 0) is None:
+            warnings.append(f'stage `{stage.name}`: `schedule.min_lr` does nothing without `constant`: the constant phase has no end')
+        warnings += _find_repeats(config, stage)
+    notes = [note for stage in stages if (note := _note_rounding(config.stages[stage.index].max_duration, stage))]
+    return warnings, notes
+
+
+def find_world_sizes(config: RunConfig) -> list[int]:
+    """The numbers of ranks that can run the global batch in whole microbatches.
+
+    Args:
+        config (RunConfig): The settings.
+
+    Returns:
+        list[int]: In order.
+    """
+    count, rest = divmod(config.global_train_batch_size, config.device_train_microbatch_size)
+    return [] if rest else [ranks for ranks in range(1, count + 1) if count % ranks == 0]
+
+
+def _environment_world_size() -> int:
+    text = os.environ.get('WORLD_SIZE', '1')
+    return int(text) if text.isdigit() and int(text) > 0 else 1
+
+
+def _check_batch(config: RunConfig, ranks: int) -> list[Finding]:
+    batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
+    step = micro * ranks
+    if batch % step == 0:
+        return []
+    below, above = batch // step * step, -(-batch // step) * step
+    nearest = f'{below} or {above}' if below else str(above)
+    text = f'`global_train_batch_size` {batch} is not a multiple of `device_train_microbatch_size` {micro} x {ranks} rank{"s"[: ranks > 1]}. '
+    fixes = [f'Write {nearest}']
+    if batch % ranks == 0:
+        fitting = max(size for size in range(1, min(micro, batch // ranks) + 1) if batch // ranks % size == 0)
+        fixes.append(f'`device_train_microbatch_size: {fitting}`')
+    if sizes := find_world_sizes(config):
+        fixes.append(f'run it on {", ".join(map(str, sizes))} ranks')
+    return [(('global_train_batch_size',), text + ', or '.join(fixes))]
+
+
+def _check_names(config: RunConfig) -> Iterator[Finding]:
+    groups: list[tuple[str, Loc, list[str]]] = [
+        ('stages', ('stages',), [stage.name for stage in config.stages]),
+        ('eval sets', ('eval', 'sets'), [item.name for item in config.eval.sets]),
+    ]
+    for index, stage in enumerate(config.stages):
+        groups.append(('streams', ('stages', index, 'train', 'streams'), [stream.name for stream in stage.train.streams]))
+    for what, at, names in groups:
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                where: Loc = (*at, index, 'name')
+                yield where, f'`{dotted(where)}`: two {what} are called `{name}`. Rename one'
+
+
+def _places(config: RunConfig) -> Iterator[tuple[Loc, StreamConfig | EvalSetConfig]]:
+    for index, stage in enumerate(config.stages):
+        for number, stream in enumerate(stage.train.streams):
+            yield ('stages', index, 'train', 'streams', number), stream
+    for index, item in enumerate(config.eval.sets):
+        yield ('eval', 'sets', index), item
+
+
+def _check_places(config: RunConfig) -> Iterator[Finding]:
+    cached: dict[str, str] = {}
+    for at, item in _places(config):
+        what = 'eval set' if isinstance(item, EvalSetConfig) else 'stream'
+        if item.remote is None and item.local is None:
+            yield at, f'`{dotted(at)}`: {what} `{item.name}` has no data. Write `local: <folder>` or `remote: s3://...`'
+        if item.remote and item.local and cached.setdefault(item.local, item.remote) != item.remote:
+            other = cached[item.local]
+            text = f'`{dotted(at)}.local` {item.local} already caches {other}, so it cannot cache {item.remote}. Write another folder'
+            yield (*at, 'local'), text
+
+
+def _check_shares(config: RunConfig) -> Iterator[Finding]:
+    for index, stage in enumerate(config.stages):
+        at: Loc = ('stages', index, 'train', 'streams')
+        shares = [stream.share for stream in stage.train.streams]
+        total = sum(shares, Fraction(0))
+        if total != 1:
+            last = stage.train.streams[-1]
+            fitting = last.share + 1 - total
+            fix = f' Write `proportion: {_decimal(fitting)}` for `{last.name}`' if 0 < fitting <= 1 else ' Lower some'
+            yield at, f'`{dotted(at)}`: the proportions of stage `{stage.name}` sum to {_decimal(total)}, not to 1.{fix}'
+        elif (period := math.lcm(*(share.denominator for share in shares))) > LARGEST_PERIOD:
+            yield at, f'`{dotted(at)}`: the proportions have the common denominator {period:,}, above {LARGEST_PERIOD:,}. Use fewer digits'
+
+
+def _check_units(config: RunConfig) -> Iterator[Finding]:
+    allowed = (
+        (('eval', 'interval'), config.eval.interval, ('ba', 'tok')),
+        (('checkpoints', 'interval'), config.checkpoints.interval, ('sec', 'min', 'h', 'ba', 'tok')),
+        (('preemption', 'grace_period'), config.preemption.grace_period, ('sec', 'min', 'h')),
+    )
+    for at, duration, units in allowed:
+        if duration.unit not in units or duration.value == 0:
+            yield at, f'`{dotted(at)}` must be above 0 and in {", ".join(f"`{unit}`" for unit in units)}, got `{duration}`'
+
+
+def _check_loggers(config: RunConfig) -> Iterator[Finding]:
+    for name, arguments in config.loggers.items():
+        if name not in LOGGERS:
+            yield ('loggers', name), f'unknown logger `{name}`.{did_you_mean(name, LOGGERS)} Known loggers: {", ".join(sorted(LOGGERS))}'
+            continue
+        known = LOGGERS[name]
+        for key in arguments:
+            if known is not None and key not in known:
+                text = f'unknown key `loggers.{name}.{key}`.{did_you_mean(key, known)} Known keys here: {", ".join(sorted(known)) or "none"}'
+                yield ('loggers', name, key), text
+
+
+def local_folder(item: StreamConfig | EvalSetConfig) -> Path | None:
+    """The folder on this machine that holds the data of a stream or eval set, if there is one.
+
+    Args:
+        item (StreamConfig | EvalSetConfig): What to look for.
+
+    Returns:
+        Path | None: A folder that exists.
+    """
+    for place in (item.local, item.remote):
+        if place and '://' not in place and Path(place).is_dir():
+            return Path(place)
+    return None
+
+
+def _read_cards(config: RunConfig) -> Iterator[tuple[Loc, DatasetCard | UserError]]:
+    for at, item in _places(config):
+        folder = local_folder(item)
+        try:
+            card = read_card(folder) if folder else None
+        except UserError as error:
+            yield at, error
+            continue
+        if card is not None:
+            yield at, card
+
+
+def _check_cards(config: RunConfig) -> Iterator[Finding]:
+    for at, card in _read_cards(config):
+        if isinstance(card, UserError):
+            yield at, f'`{dotted(at)}`: {card}'
+            continue
+        if card.seq_len != config.max_seq_len:
+            yield (
+                ('max_seq_len',),
+                f'`max_seq_len` is {config.max_seq_len}, but the data of `{dotted(at)}` was converted with {card.seq_len}. '
+                f'Write {card.seq_len}, or convert it again with `--seq-len {config.max_seq_len}`',
+            )
+        if card.vocab_size > config.model.shape.vocab_size:
+            text = f'`{dotted(at)}`: its tokenizer has {card.vocab_size:,} ids and the model only {config.model.shape.vocab_size:,}'
+            yield at, f'{text}. Use the data\'s tokenizer and a `model.vocab_size` of at least that'
+
+
+def _find_repeats(config: RunConfig, stage: StagePlan) -> Iterator[str]:
+    for stream, planned in zip(config.stages[stage.index].train.streams, stage.streams, strict=True):
+        folder = local_folder(stream)
+        card = read_card(folder) if folder else None
+        if card is not None and planned['samples'] > card.samples > 0:
+            passes = planned['samples'] / card.samples
+            yield f'stage `{stage.name}` reads stream `{stream.name}` {passes:.1f} times: {planned["samples"]:,} of {card.samples:,} samples'
+
+
+def _note_rounding(written: Duration, stage: StagePlan) -> str | None:
+    wanted = written.tokens(stage.tokens_per_batch)
+    if wanted == stage.tokens:
+        return None
+    exact = wanted / stage.tokens_per_batch
+    change = stage.tokens - wanted
+    return f'stage `{stage.name}`: {written} is {exact:,.2f} batches, rounded to {stage.batches:,} ({change:+,} tokens)'
+
+
+def _decimal(value: Fraction) -> str:
+    text = f'{float(value):.6g}'
+    return text if Fraction(text) == value else str(value)

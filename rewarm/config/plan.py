@@ -1,0 +1,238 @@
+"""Everything that follows from the settings by arithmetic: steps, rates, samples, disk, hours. What ``rewarm plan`` shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewarm.config.changes import check_stage_change, identity
+from rewarm.config.checks import find_problems, find_warnings, find_world_sizes
+from rewarm.config.cost import BYTES_PER_PARAMETER, Cost, estimate_cost
+from rewarm.config.duration import Duration
+from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.schema import RunConfig
+from rewarm.config.shapes import count_parameters, flops_per_token
+from rewarm.config.stages import StagePlan, plan_stages
+from rewarm.schedule.curves import phase_edges
+
+__all__ = ['Plan', 'StagePlan', 'check_stage_change', 'identity', 'make_plan', 'parse_marks']
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, worked out.
+
+    Args:
+        run_name (str): The run's name.
+        tokens_per_batch (int): Tokens in a global batch.
+        global_batch_size (int): Sequences in a global batch.
+        seq_len (int): Tokens in a sequence.
+        stages (tuple[StagePlan, ...]): The stages, in order.
+        parameters (int): Trainable parameters.
+        flops_per_token_full (int): FLOPs of a trained token, counting attention to every position (as LLM Foundry).
+        flops_per_token_causal (int): The same, counting causal positions only.
+        world_sizes (tuple[int, ...]): Numbers of ranks that can run the global batch.
+        eval_interval_batches (int): Batches between two evaluations within a stage.
+        checkpoint_interval (Duration): Between two saves.
+        checkpoints (int): Checkpoints on disk at most: the newest kept and one for each stage's end.
+        checkpoint_bytes (int): Bytes of one: fp32 weights and two moments.
+        cost (Cost): Hours, money, goodput.
+        warnings (tuple[str, ...]): What is allowed and may surprise.
+        notes (tuple[str, ...]): What was rounded.
+    """
+
+    run_name: str
+    tokens_per_batch: int
+    global_batch_size: int
+    seq_len: int
+    stages: tuple[StagePlan, ...]
+    parameters: int
+    flops_per_token_full: int
+    flops_per_token_causal: int
+    world_sizes: tuple[int, ...]
+    eval_interval_batches: int
+    checkpoint_interval: Duration
+    checkpoints: int
+    checkpoint_bytes: int
+    cost: Cost
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.stages[-1].end_tokens
+
+    @property
+    def batches(self) -> int:
+        """Global batches of the whole run."""
+        return self.stages[-1].end_batch
+
+    def stage_at(self, tokens: int) -> StagePlan:
+        """The stage that trains after ``tokens`` tokens of the run; the last one at its very end.
+
+        Args:
+            tokens (int): Tokens since the run began.
+
+        Returns:
+            StagePlan: The stage.
+
+        Raises:
+            ValueError: If the run is not that long.
+        """
+        if not 0 <= tokens <= self.tokens:
+            raise ValueError(f'{tokens:,} is not within the run of {self.tokens:,} tokens')
+        return next((stage for stage in self.stages if tokens < stage.end_tokens), self.stages[-1])
+
+    def lr_at(self, tokens: int) -> float:
+        """The learning rate after ``tokens`` tokens of the run.
+
+        Args:
+            tokens (int): Tokens since the run began.
+
+        Returns:
+            float: Learning rate.
+
+        Raises:
+            ValueError: If the run is not that long.
+        """
+        stage = self.stage_at(tokens)
+        return stage.lr(tokens - stage.start_tokens)
+
+    def marks(self) -> list[int]:
+        """The tokens since the run began at which the rate is worth seeing: phase edges, first and last batches."""
+        inside = [
+            (stage.start_tokens, [0, *phase_edges(stage.schedule).values(), stage.tokens - self.tokens_per_batch]) for stage in self.stages
+        ]
+        return sorted({start + tokens for start, edges in inside for tokens in edges})
+
+    def to_json(self, marks: Sequence[int] | None = None) -> dict[str, Any]:
+        """The plan as JSON types, as ``rewarm plan --json`` prints it.
+
+        Args:
+            marks (Sequence[int] | None): Tokens since the run began to give the rate at. Default: ``marks()``.
+
+        Returns:
+            dict[str, Any]: Sizes in bytes, money in the unit of the price, None for what is not known.
+        """
+        keys = ('name', 'tokens', 'batches', 'start_tokens', 'end_tokens', 'schedule', 'streams')
+        points = self.marks() if marks is None else marks
+        return {
+            'tokens_per_batch': self.tokens_per_batch,
+            'stages': [{key: getattr(stage, key) for key in keys} for stage in self.stages],
+            'lr_at': [{'tokens': point, 'stage': self.stage_at(point).name, 'lr': self.lr_at(point)} for point in points],
+            'checkpoints': self.checkpoints,
+            'bytes': self.checkpoints * self.checkpoint_bytes,
+            'hours': self.cost.hours,
+            'cost': self.cost.cost,
+            'goodput': self.cost.goodput,
+            'warnings': [*self.warnings, *self.notes],
+        }
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    previous_lr: float | None = None,
+    gpus: int | None = None,
+    tokens_per_second: float | None = None,
+    price: float | None = None,
+    preemptions_per_day: float | None = None,
+) -> Plan:
+    """Works a run out.
+
+    Args:
+        config (RunConfig): The settings.
+        previous_lr (float | None): The rate before the first stage, for ``current`` there. Default: read from ``init_from``'s checkpoint.
+        gpus (int | None): Ranks that will run it. Default: the environment's ``WORLD_SIZE``, else 1.
+        tokens_per_second (float | None): Speed of one GPU.
+        price (float | None): Price of one GPU for an hour.
+        preemptions_per_day (float | None): Kills of the whole run in 24 hours.
+
+    Returns:
+        Plan: All derived numbers.
+
+    Raises:
+        ConfigError: If the settings contradict each other, or the rate before the first stage is needed and not known.
+    """
+    problems = find_problems(config, world_size=gpus, previous_lr=previous_lr)
+    if problems:
+        raise ConfigError(text for _, text in problems)
+    stages = tuple(stage for stage in plan_stages(config, previous_lr)[0] if stage is not None)
+    if len(stages) < len(config.stages):
+        raise ConfigError([f'{config.model.init_from}: not on this machine, so its rate (`current`) is not known. Write the rate as a number'])
+    tokens_per_batch = config.global_train_batch_size * config.max_seq_len
+    shape, interval = config.model.shape, config.checkpoints.interval
+    warnings, notes = find_warnings(config, stages)
+    cost = estimate_cost(
+        stages[-1].end_tokens,
+        interval,
+        tokens_per_batch,
+        gpus=gpus,
+        tokens_per_second=tokens_per_second,
+        price=price,
+        preemptions_per_day=preemptions_per_day,
+    )
+    if cost.goodput == 0:
+        warnings.append('at this many preemptions nothing would be trained: save more often')
+    return Plan(
+        run_name=config.run_name,
+        tokens_per_batch=tokens_per_batch,
+        global_batch_size=config.global_train_batch_size,
+        seq_len=config.max_seq_len,
+        stages=stages,
+        parameters=count_parameters(shape),
+        flops_per_token_full=flops_per_token(shape, config.max_seq_len, 'full'),
+        flops_per_token_causal=flops_per_token(shape, config.max_seq_len, 'causal'),
+        world_sizes=tuple(find_world_sizes(config)),
+        eval_interval_batches=config.eval.interval.batches(tokens_per_batch),
+        checkpoint_interval=interval,
+        checkpoints=_count_checkpoints(config, stages, tokens_per_batch),
+        checkpoint_bytes=BYTES_PER_PARAMETER * count_parameters(shape),
+        cost=cost,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def parse_marks(text: str, plan: Plan) -> list[int]:
+    """Reads a comma list of positions in a run.
+
+    Args:
+        text (str): Such as ``1e9tok,500ba,slimpajama:2e9``: since the run began, or since a stage did; without a unit, tokens.
+        plan (Plan): The run.
+
+    Returns:
+        list[int]: Tokens since the run began.
+
+    Raises:
+        UserError: If one is not a position in the run.
+    """
+    return [_parse_mark(item.strip(), plan) for item in text.split(',') if item.strip()]
+
+
+def _parse_mark(text: str, plan: Plan) -> int:
+    name, colon, position = text.rpartition(':')
+    stage = next((stage for stage in plan.stages if stage.name == name), None)
+    if colon and stage is None:
+        raise UserError(f'--lr-at {text}: no stage is called {name!r}; there are {", ".join(stage.name for stage in plan.stages)}')
+    start, budget = (stage.start_tokens, stage.tokens) if stage else (0, plan.tokens)
+    try:
+        duration = Duration.parse(position if not position[-1:].isdigit() else f'{position}tok')
+        tokens = duration.tokens(plan.tokens_per_batch, budget)
+    except ValueError as error:
+        raise UserError(f'--lr-at {text}: {error}') from None
+    if tokens > budget:
+        what = f'stage `{stage.name}`' if stage else 'the run'
+        raise UserError(f'--lr-at {text}: {what} has only {budget:,} tokens')
+    return start + tokens
+
+
+def _count_checkpoints(config: RunConfig, stages: Sequence[StagePlan], tokens_per_batch: int) -> int:
+    most = config.checkpoints.keep + len(stages) - 1  # the last stage's end is also the newest
+    interval = config.checkpoints.interval
+    if interval.is_time:
+        return most
+    every = interval.batches(tokens_per_batch)
+    # Saved at multiples of the interval over the whole run, and at each stage's end.
+    ends = {stage.end_batch for stage in stages}
+    return min(most, stages[-1].end_batch // every + sum(end % every != 0 for end in ends))

@@ -1,0 +1,213 @@
+"""``rewarm plan`` and ``rewarm schema``: a plan as a table with a sketch of its rate, or as JSON; the settings as JSON Schema."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rewarm.config.cost import BYTES_PER_PARAMETER, RESTART_SECONDS
+from rewarm.config.load import load
+from rewarm.config.plan import Plan, make_plan, parse_marks
+from rewarm.config.schema import RunConfig
+from rewarm.schedule.curves import phase_edges
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_EIGHTHS = ' ▁▂▃▄▅▆▇█'
+
+
+def plan_command(
+    run_yaml: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    tokens_per_second: float | None = None,
+    price: float | None = None,
+    preemptions_per_day: float | None = None,
+    lr_at: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Prints what a run will do and cost.
+
+    Args:
+        run_yaml (str | Path): The run file.
+        overrides (Sequence[str]): ``key=value`` each.
+        gpus (int | None): GPUs that will run it; the batch is checked against it.
+        tokens_per_second (float | None): Speed of one GPU.
+        price (float | None): Price of one GPU for an hour, in any unit of money.
+        preemptions_per_day (float | None): Kills of the whole run in 24 hours.
+        lr_at (str | None): Comma list of positions to give the rate at, such as ``1e9tok,slimpajama:50%``.
+        as_json (bool): Whether to print JSON instead of the table.
+
+    Raises:
+        UserError: If the run file or an option is wrong.
+    """
+    config = load(run_yaml, overrides, world_size=gpus)
+    plan = make_plan(
+        config, gpus=gpus, tokens_per_second=tokens_per_second, price=price, preemptions_per_day=preemptions_per_day
+    )
+    marks = parse_marks(lr_at, plan) if lr_at else None
+    if as_json:
+        print(json.dumps(plan.to_json(marks), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for part in render(plan, marks, gpus=gpus):
+        console.print(part)
+
+
+def schema_text() -> str:
+    """The JSON Schema of a run file, from which editors complete and check it.
+
+    Returns:
+        str: JSON, indented, ending with a newline.
+    """
+    schema = {'$schema': 'https://json-schema.org/draft/2020-12/schema', **RunConfig.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + '\n'
+
+
+def render(plan: Plan, marks: Sequence[int] | None = None, *, gpus: int | None = None) -> list['RenderableType']:
+    """The plan as things ``rich`` prints: stages, the curve, the rate at marks, facts, warnings.
+
+    Args:
+        plan (Plan): The run.
+        marks (Sequence[int] | None): Tokens since the run began to give the rate at. Default: phase edges.
+        gpus (int | None): GPUs the estimates are for.
+
+    Returns:
+        list[RenderableType]: In the order to print them.
+    """
+    from rich.text import Text
+
+    parts: list[RenderableType] = [_stage_table(plan), Text(sketch(plan)), _rate_table(plan, marks), _fact_table(plan, gpus)]
+    parts += [Text(f'note: {note}', style='dim') for note in plan.notes]
+    parts += [Text(f'warning: {warning}', style='yellow') for warning in plan.warnings]
+    return parts
+
+
+def sketch(plan: Plan, width: int = 96, height: int = 8) -> str:
+    """Draws the learning rate of the whole run with characters.
+
+    Args:
+        plan (Plan): The run.
+        width (int): Columns of the drawing.
+        height (int): Rows of the drawing.
+
+    Returns:
+        str: Lines: the area under the curve, an axis with a mark where each stage begins, their names.
+    """
+    columns = [_peak(plan, column, width) for column in range(width)]
+    top = max(columns) or 1.0
+    levels = [round(rate / top * height * 8) for rate in columns]
+    lines: list[str] = []
+    for row in reversed(range(height)):
+        label = f'{top:.2e}' if row == height - 1 else f'{top * row / height:.2e}' if row == height // 2 else ''
+        cells = ''.join(_EIGHTHS[min(8, max(0, level - row * 8))] for level in levels)
+        lines.append(f'{label:>9} ┤{cells}'.rstrip())
+    axis, names = ['─'] * width, [' '] * width
+    for stage in plan.stages:
+        start = min(width - 1, stage.start_tokens * width // plan.tokens)
+        axis[start] = '┬'
+        for offset, letter in enumerate(stage.name):
+            if start + offset < width:
+                names[start + offset] = letter
+    end = f'{_count(plan.tokens)} tokens'
+    return '\n'.join([*lines, f'{0:>9} ┼{"".join(axis)}', f'{"":10} {"".join(names).rstrip()}', f'{0:>12}{end:>{width - 1}}', ''])
+
+
+def _peak(plan: Plan, column: int, width: int) -> float:
+    """Highest rate within a column: a short warm-up's peak must not fall between two samples."""
+    samples = 8
+    points = [plan.tokens * (column * samples + part) // (width * samples) for part in range(samples)]
+    points = [point // plan.tokens_per_batch * plan.tokens_per_batch for point in points]
+    return max(plan.lr_at(point) for point in points)
+
+
+def _stage_table(plan: Plan) -> 'Table':
+    from rich.table import Table
+
+    table = Table(title=plan.run_name, title_justify='left', title_style='bold')
+    for heading, side in (('stage', 'left'), ('tokens', 'right'), ('batches', 'right'), ('curve', 'left'), ('first lr', 'right')):
+        table.add_column(heading, justify='right' if side == 'right' else 'left')
+    for heading in ('peak lr', 'last lr'):
+        table.add_column(heading, justify='right')
+    table.add_column('streams')
+    table.add_column('optimizer')
+    for stage in plan.stages:
+        # Curves have no peak between their edges.
+        edges = [0, *phase_edges(stage.schedule).values(), stage.tokens - plan.tokens_per_batch]
+        rates = [stage.lr(0), max(stage.lr(tokens) for tokens in edges), stage.last_lr]
+        streams = ', '.join(f'{stream["name"]} {stream["share"]} ({_count(stream["tokens"])})' for stream in stage.streams)
+        row = [stage.name, _count(stage.tokens), f'{stage.batches:,}', stage.schedule['name'], *(f'{rate:.3g}' for rate in rates)]
+        table.add_row(*row, streams, stage.optimizer_state)
+    return table
+
+
+def _rate_table(plan: Plan, marks: Sequence[int] | None) -> 'Table':
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ('tokens', 'batch', 'lr'):
+        table.add_column(heading, justify='right')
+    table.add_column('stage')
+    table.add_column('where')
+    for tokens in plan.marks() if marks is None else marks:
+        batch = f'{tokens / plan.tokens_per_batch:,.1f}'.removesuffix('.0')
+        table.add_row(f'{tokens:,}', batch, f'{plan.lr_at(tokens):.4g}', plan.stage_at(tokens).name, _where(plan, tokens))
+    return table
+
+
+def _where(plan: Plan, tokens: int) -> str:
+    stage = plan.stage_at(tokens)
+    inside = tokens - stage.start_tokens
+    words = ['first batch'] if inside == 0 else []
+    words += [label for label, edge in phase_edges(stage.schedule).items() if edge == inside]
+    words += ['last batch'] if inside == stage.tokens - plan.tokens_per_batch else []
+    return ', '.join(words)
+
+
+def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
+    from rich.table import Table
+
+    sizes = ', '.join(map(str, plan.world_sizes))
+    interval = plan.checkpoint_interval
+    disk = plan.checkpoints * plan.checkpoint_bytes
+    facts = {
+        'a step': f'{plan.global_batch_size:,} x {plan.seq_len:,} = {plan.tokens_per_batch:,} tokens',
+        'the run': f'{plan.batches:,} steps, {plan.tokens:,} tokens',
+        'ranks that can run it': sizes,
+        'parameters': f'{plan.parameters:,}',
+        'FLOPs per token': f'{plan.flops_per_token_full:.4g} (attention in full), {plan.flops_per_token_causal:.4g} (causal only)',
+        'evaluations': f'every {plan.eval_interval_batches:,} batches, before and after each stage',
+        'checkpoints': f'every {interval}; at most {plan.checkpoints} kept x {_size(plan.checkpoint_bytes)} = {_size(disk)} '
+        f'({BYTES_PER_PARAMETER} bytes a parameter)',
+    }
+    cost = plan.cost
+    if cost.goodput is not None:
+        facts['goodput'] = f'{cost.goodput:.1%} (half an interval and {RESTART_SECONDS} s lost for each preemption)'
+    if cost.hours is not None:
+        facts['hours'] = f'{cost.hours:,.1f} on {gpus or 1} GPU{"s"[: (gpus or 1) > 1]}'
+    if cost.cost is not None:
+        facts['cost'] = f'{cost.cost:,.2f}'
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in facts.items():
+        table.add_row(key, value)
+    return table
+
+
+def _count(number: int) -> str:
+    for size, letter in ((10**12, 'T'), (10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
+        if number >= size:
+            return f'{number / size:.4g}{letter}'
+    return str(number)
+
+
+def _size(number: int) -> str:
+    for size, unit in ((10**12, 'TB'), (10**9, 'GB'), (10**6, 'MB')):
+        if number >= size:
+            return f'{number / size:.3g} {unit}'
+    return f'{number:,} bytes'

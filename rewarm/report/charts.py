@@ -23,6 +23,8 @@ Figure = dict[str, Any]
 
 MAX_POINTS = 500
 """Points of a training curve in one stage; more batches than this share a point (mean, lowest and highest)."""
+MAX_MARKS = 80
+"""Evaluations are marked one by one up to here."""
 MAX_LINES = 12
 """Up to here every interruption gets a line through the chart; beyond, only its mark."""
 SET_STYLES = {'upstream': ('--old', 'solid'), 'downstream': ('--new', 'solid')}
@@ -55,7 +57,7 @@ def validation_figure(run: Run) -> Figure:
             {
                 **_line([*points], [points[tokens].loss for tokens in points]),
                 'name': f'{_escape(name)} ({"old" if role == "upstream" else "new"})',
-                'mode': 'lines+markers',
+                'mode': 'lines+markers' if len(points) <= MAX_MARKS else 'lines',
                 'line': {'color': _set_colour(role), 'width': 2, 'dash': SET_DASHES[len(same_role) % 4]},
                 'marker': {
                     'size': 4,

@@ -146,8 +146,8 @@ def facts(run: Run) -> str:
 def tokens_text(tokens: int) -> str:
     """A count of tokens with three digits and a unit: ``1.02 M``."""
     for size, unit in ((10**12, 'T'), (10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
-        if abs(tokens) >= size:
-            return f'{tokens / size:.3g} {unit}' if abs(tokens) < 999.5 * size else f'{tokens / size:.0f} {unit}'
+        if abs(tokens) >= 0.9995 * size:
+            return f'{tokens / size:.3g}\N{NO-BREAK SPACE}{unit}'
     return str(tokens)
 
 

@@ -52,11 +52,11 @@ class Page(HTMLParser):
         if self.inside not in ('script', 'style'):
             self.words.append(data)
         if self.inside in ('th', 'td'):
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace('\N{NO-BREAK SPACE}', ' ')
 
     @property
     def text(self) -> str:
-        return ' '.join(' '.join(self.words).split())
+        return ' '.join(' '.join(self.words).split())  # also at no-break spaces
 
 
 def figures(text: str) -> dict:
@@ -173,7 +173,14 @@ def test_a_folder_that_is_no_run_writes_no_page(make_run, tmp_path):
 
 def test_counts_of_tokens_read_well():
     values = (0, 999, 1_024_000, 798_720, 999_600, 296_860_000_000)
-    assert [tokens_text(v).replace('\xa0', ' ') for v in values] == ['0', '999', '1.02 M', '799 k', '1000 k', '297 B']
+    assert [tokens_text(v).replace('\N{NO-BREAK SPACE}', ' ') for v in values] == [
+        '0',
+        '999',
+        '1.02 M',
+        '799 k',
+        '1 M',
+        '297 B',
+    ]
 
 
 @pytest.mark.parametrize('suffix', ['.svg', '.png'])

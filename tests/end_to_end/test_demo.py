@@ -1,0 +1,145 @@
+"""The whole demo as a user runs it, and what it must show: signs and half of the measured differences, never values.
+
+The differences on three seeds are in the comments; they are 2.5 to 16 times their own range over seeds.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rewarm.config.load import load
+from rewarm.config.plan import make_plan
+from rewarm.report.forgetting import Arm, Outcome, last_stage_arm
+from rewarm.report.run_folder import read_run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_demo(place: Path, *options: str) -> str:
+    """Runs the demo in a folder of its own, which sees the checkout's scripts and YAMLs. Returns what it printed."""
+    for name in ('scripts', 'yamls'):
+        (place / name).symlink_to(ROOT / name)
+    command = [sys.executable, str(place / 'scripts/demo/run.py'), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_preempted_and_whole(place: Path, name: str) -> None:
+    """The run was preempted once, lost nothing, and did every batch once at the rate that the plan has for it."""
+    folder = place / f'runs/demo-{name}'
+    events = records(folder / 'events.jsonl')
+    resumes = [event for event in events if event['event'] == 'resume']
+    assert [event['signal'] for event in events if event['event'] == 'signal'] == ['SIGTERM']
+    assert [event['lost_batches'] for event in resumes] == [0]
+    assert [event['stage'] for event in events if event['event'] == 'stage_start'] == ['upstream', 'downstream']
+
+    plan = make_plan(load(ROOT / f'yamls/demo/{name}.yaml'))
+    second = plan.stages[1]
+    assert second.start_batch < resumes[0]['batch'] < second.end_batch
+    metrics = records(folder / 'metrics.jsonl')
+    assert [line['batch'] for line in metrics] == list(range(1, second.end_batch + 1))
+    for line in metrics:
+        assert line['lr'] == plan.lr_at(line['tokens'] - plan.tokens_per_batch)
+
+
+def test_quick_demo_is_preempted_goes_on_and_reports(tmp_path):
+    printed = run_demo(tmp_path, '--quick')
+    check_preempted_and_whole(tmp_path, 'quick')
+    page = tmp_path / 'runs/demo.html'
+    assert page.stat().st_size > 100_000
+    assert str(page) in printed
+    arm = last_stage_arm(read_run(tmp_path / 'runs/demo-quick'))
+    assert arm is not None
+    assert arm.old is not None
+    assert arm.new is not None
+    assert arm.old.rise is not None
+    assert arm.old.rise > 0.1  # code is forgotten
+    assert arm.new.adaptation is not None
+    assert arm.new.adaptation > 0.5  # prose is learned
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    place = tmp_path_factory.mktemp('demo')
+    return place, run_demo(place)
+
+
+@pytest.fixture(scope='module')
+def arms(demo) -> dict[str, Arm]:
+    place, _ = demo
+    found = {name: last_stage_arm(read_run(place / f'runs/demo-{name}')) for name in load_names()}
+    return {name: arm for name, arm in found.items() if arm}
+
+
+def load_names() -> list[str]:
+    return [path.stem for path in (ROOT / 'yamls/demo').glob('*.yaml') if path.stem != 'quick']
+
+
+def old(arm: Arm) -> Outcome:
+    assert arm.old is not None
+    return arm.old
+
+
+def new(arm: Arm) -> Outcome:
+    assert arm.new is not None
+    return arm.new
+
+
+def forgetting(arm: Arm) -> float:
+    value = old(arm).forgetting
+    assert value is not None
+    return value
+
+
+def rise(arm: Arm) -> float:
+    value = old(arm).rise
+    assert value is not None
+    return value
+
+
+def test_demo_is_preempted_goes_on_and_reports_every_arm(demo, arms):
+    place, printed = demo
+    check_preempted_and_whole(place, 'rewarm')
+    assert sorted(arms) == ['constant', 'replay', 'rewarm', 'same-data', 'scratch']
+    assert str(place / 'runs/demo.html') in printed
+    assert all(f'{name} finished' in printed for name in arms)
+
+
+def test_arms_start_from_the_weights_that_upstream_ended_with(arms):
+    for name in ('constant', 'replay', 'same-data'):
+        assert old(arms[name]).before == old(arms['rewarm']).before
+        assert new(arms[name]).before == new(arms['rewarm']).before
+
+
+def test_rewarming_ends_below_constant_and_scratch_on_new_data(arms):
+    assert new(arms['rewarm']).end - new(arms['constant']).end < -0.13  # -0.28 to -0.26
+    assert new(arms['rewarm']).end - new(arms['scratch']).end < -0.08  # -0.20 to -0.17
+
+
+def test_rewarming_forgets_and_more_than_constant(arms):
+    assert rise(arms['rewarm']) > 0.5  # 1.16 to 1.21
+    assert forgetting(arms['constant']) > 0.25  # 0.57 to 0.65
+    assert forgetting(arms['rewarm']) - forgetting(arms['constant']) > 0.15  # 0.33 to 0.35
+    assert old(arms['rewarm']).peak - old(arms['rewarm']).end > 0.05  # and it recovers in part
+
+
+def test_replay_saves_most_of_the_old_at_little_cost_to_the_new(arms):
+    assert old(arms['replay']).end - old(arms['rewarm']).end < -0.4  # -0.90 to -0.83
+    assert new(arms['replay']).end - new(arms['rewarm']).end < 0.12  # 0.04 to 0.06
+    samples = records(arms['replay'].run.folder / 'metrics.jsonl')[-1]['samples']
+    assert samples == {'new': 4680, 'old': 1560}  # exactly a quarter of 6,240
+
+
+def test_rewarming_raises_the_loss_even_on_the_same_data_and_it_recovers(arms):
+    assert rise(arms['same-data']) > 0.15  # 0.30 to 0.34
+    assert forgetting(arms['same-data']) < 0  # -0.18 to -0.16

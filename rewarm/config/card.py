@@ -84,7 +84,9 @@ def read_card(folder: str | Path) -> DatasetCard | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = '.'.join(map(str, first['loc'])) or 'the file'
-        raise UserError(f'{path}: not a dataset card: {where}: {first["msg"]}. Convert the data again, or remove the file') from None
+        raise UserError(
+            f'{path}: not a dataset card: {where}: {first["msg"]}. Convert the data again, or remove the file'
+        ) from None
 
 
 def tokenizer_hash(path: str | Path) -> str:

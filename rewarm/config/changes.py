@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rewarm.config.stages import StagePlan
-from rewarm.schedule.curves import make_curve
+from rewarm.config.source import is_list, is_map
+from rewarm.config.stages import StagePlan, read_curve
 
 
 def identity(stage: StagePlan) -> dict[str, Any]:
@@ -52,7 +52,10 @@ def check_stage_change(old: dict[str, Any], new: StagePlan, *, batch_in_stage: i
         if resized:
             found.append(f'`max_duration` was {old.get("batches"):,} batches, now {now["batches"]:,}')
         found += _compare_curves(old, now)
-        return [f'stage `{old.get("name")}` has ended and cannot be edited: {text}. Put it back, or append a new stage' for text in found]
+        return [
+            f'stage `{old.get("name")}` has ended and cannot be edited: {text}. Put it back, or append a new stage'
+            for text in found
+        ]
     if not resized:
         found += _compare_curves(old, now)
     elif not found:
@@ -63,10 +66,12 @@ def check_stage_change(old: dict[str, Any], new: StagePlan, *, batch_in_stage: i
 def _check_resize(old: dict[str, Any], now: dict[str, Any], batch_in_stage: int) -> list[str]:
     if now['batches'] < batch_in_stage:
         least = batch_in_stage * now['tokens_per_batch']
-        return [f'`max_duration` is now {now["batches"]:,} batches, fewer than trained. Write at least `{batch_in_stage}ba` (`{least}tok`)']
+        return [
+            f'`max_duration` is now {now["batches"]:,} batches, fewer than trained. Write at least `{batch_in_stage}ba` (`{least}tok`)'
+        ]
     if old['schedule_as_written'] != now['schedule_as_written'] and (found := _compare_curves(old, now)):
         return found
-    before, after = make_curve(old['schedule']), make_curve(now['schedule'])
+    before, after = read_curve(old['schedule']), read_curve(now['schedule'])
     for batch in range(batch_in_stage):
         tokens = batch * now['tokens_per_batch']
         if before(tokens) != after(tokens):
@@ -89,17 +94,23 @@ def _compare_curves(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _compare(key: str, old: Any, new: Any) -> list[str]:
     """The differences of two JSON values, one line for each leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if is_map(old) and is_map(new):
         keys = dict.fromkeys([*old, *new])
         return [line for part in keys for line in _compare(f'{key}.{part}', old.get(part), new.get(part))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for index, pair in enumerate(zip(old, new, strict=True)) for line in _compare(f'{key}.{index}', *pair)]
+    if is_list(old) and is_list(new) and len(old) == len(new):
+        return [
+            line
+            for index, pair in enumerate(zip(old, new, strict=True))
+            for line in _compare(f'{key}.{index}', pair[0], pair[1])
+        ]
     if old == new:
         return []
     return [f'`{key}` was {_show(old)}, now {_show(new)}']
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return '[' + ', '.join(f'{item["name"]} {item["share"]}' if 'share' in item else str(item) for item in value) + ']'
+    if is_list(value):
+        return (
+            '[' + ', '.join(f'{item["name"]} {item["share"]}' if 'share' in item else str(item) for item in value) + ']'
+        )
     return 'not set' if value is None else f'{value:,}' if isinstance(value, int) else str(value)

@@ -24,7 +24,9 @@ LARGEST_PERIOD = 1_000_000
 Finding = tuple[Loc, str]
 
 
-def find_problems(config: RunConfig, *, world_size: int | None = None, previous_lr: float | None = None) -> list[Finding]:
+def find_problems(
+    config: RunConfig, *, world_size: int | None = None, previous_lr: float | None = None
+) -> list[Finding]:
     """Checks settings against each other.
 
     Args:
@@ -66,10 +68,14 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
         )
     longest = config.model.shape.max_position_embeddings
     if config.max_seq_len > longest:
-        warnings.append(f'`max_seq_len` is {config.max_seq_len}, and the model was made for at most {longest} positions')
+        warnings.append(
+            f'`max_seq_len` is {config.max_seq_len}, and the model was made for at most {longest} positions'
+        )
     for stage in stages:
         if stage.schedule.get('min_lr') and stage.schedule.get('constant_tokens', 0) is None:
-            warnings.append(f'stage `{stage.name}`: `schedule.min_lr` does nothing without `constant`: the constant phase has no end')
+            warnings.append(
+                f'stage `{stage.name}`: `schedule.min_lr` does nothing without `constant`: the constant phase has no end'
+            )
         warnings += _find_repeats(config, stage)
     notes = [note for stage in stages if (note := _note_rounding(config.stages[stage.index].max_duration, stage))]
     return warnings, notes
@@ -116,7 +122,9 @@ def _check_names(config: RunConfig) -> Iterator[Finding]:
         ('eval sets', ('eval', 'sets'), [item.name for item in config.eval.sets]),
     ]
     for index, stage in enumerate(config.stages):
-        groups.append(('streams', ('stages', index, 'train', 'streams'), [stream.name for stream in stage.train.streams]))
+        groups.append(
+            ('streams', ('stages', index, 'train', 'streams'), [stream.name for stream in stage.train.streams])
+        )
     for what, at, names in groups:
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -153,9 +161,15 @@ def _check_shares(config: RunConfig) -> Iterator[Finding]:
             last = stage.train.streams[-1]
             fitting = last.share + 1 - total
             fix = f' Write `proportion: {_decimal(fitting)}` for `{last.name}`' if 0 < fitting <= 1 else ' Lower some'
-            yield at, f'`{dotted(at)}`: the proportions of stage `{stage.name}` sum to {_decimal(total)}, not to 1.{fix}'
+            yield (
+                at,
+                f'`{dotted(at)}`: the proportions of stage `{stage.name}` sum to {_decimal(total)}, not to 1.{fix}',
+            )
         elif (period := math.lcm(*(share.denominator for share in shares))) > LARGEST_PERIOD:
-            yield at, f'`{dotted(at)}`: the proportions have the common denominator {period:,}, above {LARGEST_PERIOD:,}. Use fewer digits'
+            yield (
+                at,
+                f'`{dotted(at)}`: the proportions have the common denominator {period:,}, above {LARGEST_PERIOD:,}. Use fewer digits',
+            )
 
 
 def _check_units(config: RunConfig) -> Iterator[Finding]:
@@ -166,13 +180,19 @@ def _check_units(config: RunConfig) -> Iterator[Finding]:
     )
     for at, duration, units in allowed:
         if duration.unit not in units or duration.value == 0:
-            yield at, f'`{dotted(at)}` must be above 0 and in {", ".join(f"`{unit}`" for unit in units)}, got `{duration}`'
+            yield (
+                at,
+                f'`{dotted(at)}` must be above 0 and in {", ".join(f"`{unit}`" for unit in units)}, got `{duration}`',
+            )
 
 
 def _check_loggers(config: RunConfig) -> Iterator[Finding]:
     for name, arguments in config.loggers.items():
         if name not in LOGGERS:
-            yield ('loggers', name), f'unknown logger `{name}`.{did_you_mean(name, LOGGERS)} Known loggers: {", ".join(sorted(LOGGERS))}'
+            yield (
+                ('loggers', name),
+                f'unknown logger `{name}`.{did_you_mean(name, LOGGERS)} Known loggers: {", ".join(sorted(LOGGERS))}',
+            )
             continue
         known = LOGGERS[name]
         for key in arguments:
@@ -221,7 +241,7 @@ def _check_cards(config: RunConfig) -> Iterator[Finding]:
             )
         if card.vocab_size > config.model.shape.vocab_size:
             text = f'`{dotted(at)}`: its tokenizer has {card.vocab_size:,} ids and the model only {config.model.shape.vocab_size:,}'
-            yield at, f'{text}. Use the data\'s tokenizer and a `model.vocab_size` of at least that'
+            yield at, f"{text}. Use the data's tokenizer and a `model.vocab_size` of at least that"
 
 
 def _find_repeats(config: RunConfig, stage: StagePlan) -> Iterator[str]:

@@ -97,6 +97,8 @@ class Duration:
                 return int(self.value) * tokens_per_batch
             case '%' if budget_tokens is not None:
                 return round(Fraction(self.value) * budget_tokens / 100)
+            case _:
+                pass
         raise ValueError(f'{self} has no length in tokens here')
 
     def batches(self, tokens_per_batch: int, budget_tokens: int | None = None) -> int:
@@ -118,11 +120,14 @@ class Duration:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """Validates from a string (or the number 0) and writes itself as a string."""
         return core_schema.no_info_plain_validator_function(
-            _validate, serialization=core_schema.plain_serializer_function_ser_schema(str, return_schema=core_schema.str_schema())
+            _validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(str, return_schema=core_schema.str_schema()),
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         """The JSON Schema editors check a duration with."""
         text = {'type': 'string', 'pattern': rf'^{_NUMBER}\s*({"|".join(UNITS)})$'}
         return {'anyOf': [text, {'const': 0}], 'examples': ['2.97e9tok', '500ba', '1%', '10min']}
@@ -136,15 +141,19 @@ def _validate(value: Any) -> Duration:
             return Duration.parse(value)
         except ValueError as error:
             raise PydanticCustomError('duration', '{reason}', {'reason': str(error)}) from None
-    if value == 0 and not isinstance(value, bool):
+    if value == 0 and type(value) in (int, float):
         return Duration(0, 'tok')
-    raise PydanticCustomError('duration', '{reason}', {'reason': f'must be a duration with its unit, {_EXAMPLES}, got {value!r}'})
+    raise PydanticCustomError(
+        'duration', '{reason}', {'reason': f'must be a duration with its unit, {_EXAMPLES}, got {value!r}'}
+    )
 
 
 def _explain_foreign(unit: str, text: str) -> str:
     if unit == 'dur':
-        return f'must not use `dur`, got {text!r}: it moves when the budget does. Write a share of the stage\'s own budget such as `10%`, or tokens'
-    return f'must be in tokens (`tok`) or batches (`ba`), got {text!r}: an epoch or a sample has no meaning across stages'
+        return f"must not use `dur`, got {text!r}: it moves when the budget does. Write a share of the stage's own budget such as `10%`, or tokens"
+    return (
+        f'must be in tokens (`tok`) or batches (`ba`), got {text!r}: an epoch or a sample has no meaning across stages'
+    )
 
 
 def _engineering(value: int) -> str:

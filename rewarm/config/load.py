@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from rewarm.config.checks import find_problems
 from rewarm.config.messages import explain, locate
 from rewarm.config.schema import RunConfig
-from rewarm.config.source import Loc, Source, read_source
+from rewarm.config.source import Loc, Source, is_list, is_map, read_source
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> RunConfig:
@@ -51,7 +51,7 @@ def dump(config: RunConfig) -> str:
     data = config.model_dump(mode='json', exclude_none=True)
     for stage in data['stages']:
         stage['schedule'] = {'name': stage['schedule'].pop('name'), **stage['schedule']}
-    yaml = YAML(pure=True)
+    yaml: Any = YAML(pure=True)
     yaml.width = 120
     stream = io.StringIO()
     yaml.dump(data, stream)
@@ -75,6 +75,9 @@ def _validate(source: Source) -> tuple[RunConfig | None, list[tuple[Loc, str]]]:
 
 def _remove(data: Any, loc: Loc) -> None:
     for part in loc[:-1]:
-        data = data.get(part) if isinstance(data, dict) else data[part] if isinstance(data, list) else None
-    if isinstance(data, dict) and loc:
-        data.pop(loc[-1], None)
+        if is_map(data):
+            data = data.get(str(part))
+        elif is_list(data) and isinstance(part, int):
+            data = data[part]
+    if is_map(data) and loc:
+        data.pop(str(loc[-1]), None)

@@ -23,8 +23,16 @@ _TYPES = {
     'model_attributes_type': 'a group of keys',
     'dict_type': 'a group of keys, `{}` when it needs none',
 }
-_BOUNDS = {'greater_than': ('above', 'gt'), 'greater_than_equal': ('at least', 'ge'), 'less_than': ('below', 'lt'), 'less_than_equal': ('at most', 'le')}
-_PATTERNS = {'hf:': '`hf:<id or folder>`, `checkpoint:<folder>` or `scratch`', 'A-Za-z0-9': 'letters, digits, `.`, `_` or `-`, and begin with a letter or digit'}
+_BOUNDS = {
+    'greater_than': ('above', 'gt'),
+    'greater_than_equal': ('at least', 'ge'),
+    'less_than': ('below', 'lt'),
+    'less_than_equal': ('at most', 'le'),
+}
+_PATTERNS = {
+    'hf:': '`hf:<id or folder>`, `checkpoint:<folder>` or `scratch`',
+    'A-Za-z0-9': 'letters, digits, `.`, `_` or `-`, and begin with a letter or digit',
+}
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
@@ -135,7 +143,12 @@ def _explain_one(error: Any, loc: Loc, parent: type[BaseModel] | None) -> tuple[
         value = repr(context['tag']) if kind == 'union_tag_invalid' else value
         words = re.findall(r"'([^']*)'", context.get('expected_tags') or context['expected'])
         choices = ', '.join(words) or context['expected']
-        return loc, f'`{dotted(loc)}` must be {"one of " if len(words) > 1 else ""}{choices}, got {value}.{did_you_mean(value, words)}'.removesuffix('.')
+        return (
+            loc,
+            f'`{dotted(loc)}` must be {"one of " if len(words) > 1 else ""}{choices}, got {value}.{did_you_mean(value, words)}'.removesuffix(
+                '.'
+            ),
+        )
     if kind in ('duration', 'rate', 'proportion'):
         return loc, f'{key} {context["reason"]}'
     if kind == 'value_error':
@@ -147,9 +160,14 @@ def _explain_one(error: Any, loc: Loc, parent: type[BaseModel] | None) -> tuple[
         meaning = next((text for mark, text in _PATTERNS.items() if mark in context['pattern']), context['pattern'])
         return loc, f'{key} must be {meaning}, got {value}'
     if kind in ('too_short', 'too_long', 'string_too_short'):
-        return loc, f'{key} must not be empty' if context.get('actual_length', 0) == 0 else f'{key}: {error["msg"].lower()}'
+        return loc, f'{key} must not be empty' if context.get(
+            'actual_length', 0
+        ) == 0 else f'{key}: {error["msg"].lower()}'
     hint = '. Put it in quotes' if kind == 'string_type' and error.get('input') is not None else ''
-    return loc, f'{key} must be {_TYPES[kind]}, got {value}{hint}' if kind in _TYPES else f'{key}: {error["msg"]}, got {value}'
+    return (
+        loc,
+        f'{key} must be {_TYPES[kind]}, got {value}{hint}' if kind in _TYPES else f'{key}: {error["msg"]}, got {value}',
+    )
 
 
 def _quoted(context: dict[str, Any], loc: Loc) -> list[str]:

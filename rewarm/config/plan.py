@@ -12,7 +12,6 @@ from rewarm.config.errors import ConfigError, UserError
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import count_parameters, flops_per_token
 from rewarm.config.stages import StagePlan, plan_stages
-from rewarm.schedule.curves import phase_edges
 
 __all__ = ['Plan', 'StagePlan', 'check_stage_change', 'identity', 'make_plan', 'parse_marks']
 
@@ -101,7 +100,8 @@ class Plan:
     def marks(self) -> list[int]:
         """The tokens since the run began at which the rate is worth seeing: phase edges, first and last batches."""
         inside = [
-            (stage.start_tokens, [0, *phase_edges(stage.schedule).values(), stage.tokens - self.tokens_per_batch]) for stage in self.stages
+            (stage.start_tokens, [0, *stage.edges.values(), stage.tokens - self.tokens_per_batch])
+            for stage in self.stages
         ]
         return sorted({start + tokens for start, edges in inside for tokens in edges})
 
@@ -119,7 +119,9 @@ class Plan:
         return {
             'tokens_per_batch': self.tokens_per_batch,
             'stages': [{key: getattr(stage, key) for key in keys} for stage in self.stages],
-            'lr_at': [{'tokens': point, 'stage': self.stage_at(point).name, 'lr': self.lr_at(point)} for point in points],
+            'lr_at': [
+                {'tokens': point, 'stage': self.stage_at(point).name, 'lr': self.lr_at(point)} for point in points
+            ],
             'checkpoints': self.checkpoints,
             'bytes': self.checkpoints * self.checkpoint_bytes,
             'hours': self.cost.hours,
@@ -159,7 +161,11 @@ def make_plan(
         raise ConfigError(text for _, text in problems)
     stages = tuple(stage for stage in plan_stages(config, previous_lr)[0] if stage is not None)
     if len(stages) < len(config.stages):
-        raise ConfigError([f'{config.model.init_from}: not on this machine, so its rate (`current`) is not known. Write the rate as a number'])
+        raise ConfigError(
+            [
+                f'{config.model.init_from}: not on this machine, so its rate (`current`) is not known. Write the rate as a number'
+            ]
+        )
     tokens_per_batch = config.global_train_batch_size * config.max_seq_len
     shape, interval = config.model.shape, config.checkpoints.interval
     warnings, notes = find_warnings(config, stages)
@@ -214,7 +220,9 @@ def _parse_mark(text: str, plan: Plan) -> int:
     name, colon, position = text.rpartition(':')
     stage = next((stage for stage in plan.stages if stage.name == name), None)
     if colon and stage is None:
-        raise UserError(f'--lr-at {text}: no stage is called {name!r}; there are {", ".join(stage.name for stage in plan.stages)}')
+        raise UserError(
+            f'--lr-at {text}: no stage is called {name!r}; there are {", ".join(stage.name for stage in plan.stages)}'
+        )
     start, budget = (stage.start_tokens, stage.tokens) if stage else (0, plan.tokens)
     try:
         duration = Duration.parse(position if not position[-1:].isdigit() else f'{position}tok')

@@ -14,7 +14,9 @@ from rewarm.config.duration import Duration
 class Section(BaseModel):
     """A frozen group of settings: nothing is converted, unknown keys are errors, the text under a key is its description."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra='forbid', use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra='forbid', use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _rate(value: Any) -> float | str:
@@ -22,7 +24,9 @@ def _rate(value: Any) -> float | str:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float('inf'):
         return float(value)
-    raise PydanticCustomError('rate', '{reason}', {'reason': f'must be a learning rate above 0 such as 3.0e-4, or `current`, got {value!r}'})
+    raise PydanticCustomError(
+        'rate', '{reason}', {'reason': f'must be a learning rate above 0 such as 3.0e-4, or `current`, got {value!r}'}
+    )
 
 
 Rate = Annotated[

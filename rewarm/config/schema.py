@@ -7,53 +7,23 @@ from pydantic import Field, JsonValue, PlainValidator, WithJsonSchema, model_val
 from pydantic_core import PydanticCustomError
 
 from rewarm.config.duration import Duration
-from rewarm.config.schedules import (
-    BaseSchedule,
-    ConstantSchedule,
-    CosineSchedule,
-    InfiniteCosineSchedule,
-    InfiniteInverseSqrtSchedule,
-    InverseSqrtSchedule,
-    LinearSchedule,
-    Milestone,
-    MultistepSchedule,
-    NeoxClippedCosineSchedule,
-    Rate,
-    Schedule,
-    Section,
-    WsdSchedule,
-)
+from rewarm.config.schedules import Schedule, Section
 from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape, count_parameters, flops_per_token
 
 __all__ = [
     'MODEL_SHAPES',
-    'BaseSchedule',
     'CheckpointConfig',
-    'ConstantSchedule',
-    'CosineSchedule',
     'DataConfig',
-    'Duration',
     'EvalConfig',
     'EvalSetConfig',
-    'InfiniteCosineSchedule',
-    'InfiniteInverseSqrtSchedule',
-    'InverseSqrtSchedule',
-    'LinearSchedule',
-    'Milestone',
     'ModelConfig',
     'ModelShape',
-    'MultistepSchedule',
-    'NeoxClippedCosineSchedule',
     'OptimizerConfig',
     'PreemptionConfig',
-    'Rate',
     'RunConfig',
-    'Schedule',
-    'Section',
     'StageConfig',
     'StreamConfig',
     'TrainConfig',
-    'WsdSchedule',
     'count_parameters',
     'flops_per_token',
 ]
@@ -82,7 +52,12 @@ Proportion = Annotated[
     float | str,
     PlainValidator(_proportion),
     WithJsonSchema(
-        {'anyOf': [{'type': 'number', 'exclusiveMinimum': 0, 'maximum': 1}, {'type': 'string', 'pattern': '^[0-9]+/[0-9]+$'}]}
+        {
+            'anyOf': [
+                {'type': 'number', 'exclusiveMinimum': 0, 'maximum': 1},
+                {'type': 'string', 'pattern': '^[0-9]+/[0-9]+$'},
+            ]
+        }
     ),
 ]
 """A share of the samples: a decimal, read exactly (0.95 is 19/20), or a fraction such as 1/3."""
@@ -142,7 +117,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which model, where its weights come from, and which implementation runs it."""
 
-    name: Literal['pythia-14m', 'pythia-31m', 'pythia-70m', 'pythia-160m', 'pythia-410m', 'pythia-1b', 'pythia-1.4b', 'custom']
+    name: Literal[
+        'pythia-14m', 'pythia-31m', 'pythia-70m', 'pythia-160m', 'pythia-410m', 'pythia-1b', 'pythia-1.4b', 'custom'
+    ]
     """A Pythia size, or `custom` with the sizes below."""
     init_from: Annotated[str, Field(pattern=r'^(hf:.+|checkpoint:.+|scratch)$')]
     """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run, or `scratch`."""
@@ -181,23 +158,31 @@ class ModelConfig(Section):
     def _check_sizes(self) -> 'ModelConfig':
         given = [key for key in SHAPE_KEYS if getattr(self, key) is not None]
         if self.name != 'custom' and given:
-            raise ValueError(f'`{given[0]}` belongs to `name: custom`; {self.name} has fixed sizes. Remove it, or write `name: custom`')
+            raise ValueError(
+                f'`{given[0]}` belongs to `name: custom`; {self.name} has fixed sizes. Remove it, or write `name: custom`'
+            )
         missing = [key for key in SHAPE_KEYS[:3] if key not in given]
         if self.name == 'custom' and missing:
             raise ValueError(f'`name: custom` needs {", ".join(f"`{key}`" for key in missing)}')
         if self.name == 'custom':
             self._check_heads()
         if self.init_optimizer == 'keep' and not self.init_from.startswith('checkpoint:'):
-            raise ValueError('`init_optimizer: keep` needs `init_from: checkpoint:<folder>`; nothing else holds moments')
+            raise ValueError(
+                '`init_optimizer: keep` needs `init_from: checkpoint:<folder>`; nothing else holds moments'
+            )
         return self
 
     def _check_heads(self) -> None:
         shape = self.shape
         if shape.hidden_size % shape.num_attention_heads:
-            raise ValueError(f'`hidden_size` {shape.hidden_size} must be a multiple of `num_attention_heads` {shape.num_attention_heads}')
+            raise ValueError(
+                f'`hidden_size` {shape.hidden_size} must be a multiple of `num_attention_heads` {shape.num_attention_heads}'
+            )
         rotary = int(shape.hidden_size // shape.num_attention_heads * shape.rotary_pct)
         if rotary < 2 or rotary % 2:
-            raise ValueError(f'`rotary_pct` rotates {rotary} dimensions of a head; it must be an even number of at least 2')
+            raise ValueError(
+                f'`rotary_pct` rotates {rotary} dimensions of a head; it must be an even number of at least 2'
+            )
 
     @property
     def shape(self) -> ModelShape:
@@ -301,5 +286,5 @@ class RunConfig(Section):
     """Checkpoints."""
     preemption: PreemptionConfig = PreemptionConfig()
     """Preemption."""
-    loggers: dict[str, dict[str, JsonValue]] = {}
+    loggers: dict[str, dict[str, JsonValue]] = Field(default={})
     """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

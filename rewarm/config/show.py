@@ -10,7 +10,6 @@ from rewarm.config.cost import BYTES_PER_PARAMETER, RESTART_SECONDS
 from rewarm.config.load import load
 from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.schema import RunConfig
-from rewarm.schedule.curves import phase_edges
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +55,7 @@ def plan_command(
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for part in render(plan, marks, gpus=gpus):
+    for part in render(plan, marks, gpus=gpus, width=console.width):
         console.print(part)
 
 
@@ -70,20 +69,28 @@ def schema_text() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + '\n'
 
 
-def render(plan: Plan, marks: Sequence[int] | None = None, *, gpus: int | None = None) -> list['RenderableType']:
+def render(
+    plan: Plan, marks: Sequence[int] | None = None, *, gpus: int | None = None, width: int = 120
+) -> list['RenderableType']:
     """The plan as things ``rich`` prints: stages, the curve, the rate at marks, facts, warnings.
 
     Args:
         plan (Plan): The run.
         marks (Sequence[int] | None): Tokens since the run began to give the rate at. Default: phase edges.
         gpus (int | None): GPUs the estimates are for.
+        width (int): Columns of the terminal.
 
     Returns:
         list[RenderableType]: In the order to print them.
     """
     from rich.text import Text
 
-    parts: list[RenderableType] = [_stage_table(plan), Text(sketch(plan)), _rate_table(plan, marks), _fact_table(plan, gpus)]
+    parts: list[RenderableType] = [
+        _stage_table(plan),
+        Text(sketch(plan, max(20, min(96, width - 12)))),
+        _rate_table(plan, marks),
+        _fact_table(plan, gpus),
+    ]
     parts += [Text(f'note: {note}', style='dim') for note in plan.notes]
     parts += [Text(f'warning: {warning}', style='yellow') for warning in plan.warnings]
     return parts
@@ -116,7 +123,9 @@ def sketch(plan: Plan, width: int = 96, height: int = 8) -> str:
             if start + offset < width:
                 names[start + offset] = letter
     end = f'{_count(plan.tokens)} tokens'
-    return '\n'.join([*lines, f'{0:>9} ┼{"".join(axis)}', f'{"":10} {"".join(names).rstrip()}', f'{0:>12}{end:>{width - 1}}', ''])
+    return '\n'.join(
+        [*lines, f'{0:>9} ┼{"".join(axis)}', f'{"":10} {"".join(names).rstrip()}', f'{0:>12}{end:>{width - 1}}', '']
+    )
 
 
 def _peak(plan: Plan, column: int, width: int) -> float:
@@ -131,7 +140,13 @@ def _stage_table(plan: Plan) -> 'Table':
     from rich.table import Table
 
     table = Table(title=plan.run_name, title_justify='left', title_style='bold')
-    for heading, side in (('stage', 'left'), ('tokens', 'right'), ('batches', 'right'), ('curve', 'left'), ('first lr', 'right')):
+    for heading, side in (
+        ('stage', 'left'),
+        ('tokens', 'right'),
+        ('batches', 'right'),
+        ('curve', 'left'),
+        ('first lr', 'right'),
+    ):
         table.add_column(heading, justify='right' if side == 'right' else 'left')
     for heading in ('peak lr', 'last lr'):
         table.add_column(heading, justify='right')
@@ -139,10 +154,18 @@ def _stage_table(plan: Plan) -> 'Table':
     table.add_column('optimizer')
     for stage in plan.stages:
         # Curves have no peak between their edges.
-        edges = [0, *phase_edges(stage.schedule).values(), stage.tokens - plan.tokens_per_batch]
+        edges = [0, *stage.edges.values(), stage.tokens - plan.tokens_per_batch]
         rates = [stage.lr(0), max(stage.lr(tokens) for tokens in edges), stage.last_lr]
-        streams = ', '.join(f'{stream["name"]} {stream["share"]} ({_count(stream["tokens"])})' for stream in stage.streams)
-        row = [stage.name, _count(stage.tokens), f'{stage.batches:,}', stage.schedule['name'], *(f'{rate:.3g}' for rate in rates)]
+        streams = '\n'.join(
+            f'{stream["name"]} {stream["share"]} ({_count(stream["tokens"])})' for stream in stage.streams
+        )
+        row = [
+            stage.name,
+            _count(stage.tokens),
+            f'{stage.batches:,}',
+            stage.schedule['name'],
+            *(f'{rate:.3g}' for rate in rates),
+        ]
         table.add_row(*row, streams, stage.optimizer_state)
     return table
 
@@ -157,7 +180,9 @@ def _rate_table(plan: Plan, marks: Sequence[int] | None) -> 'Table':
     table.add_column('where')
     for tokens in plan.marks() if marks is None else marks:
         batch = f'{tokens / plan.tokens_per_batch:,.1f}'.removesuffix('.0')
-        table.add_row(f'{tokens:,}', batch, f'{plan.lr_at(tokens):.4g}', plan.stage_at(tokens).name, _where(plan, tokens))
+        table.add_row(
+            f'{tokens:,}', batch, f'{plan.lr_at(tokens):.4g}', plan.stage_at(tokens).name, _where(plan, tokens)
+        )
     return table
 
 
@@ -165,7 +190,7 @@ def _where(plan: Plan, tokens: int) -> str:
     stage = plan.stage_at(tokens)
     inside = tokens - stage.start_tokens
     words = ['first batch'] if inside == 0 else []
-    words += [label for label, edge in phase_edges(stage.schedule).items() if edge == inside]
+    words += [label for label, edge in stage.edges.items() if edge == inside]
     words += ['last batch'] if inside == stage.tokens - plan.tokens_per_batch else []
     return ', '.join(words)
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.error import YAMLError
 
 from rewarm.config.errors import ConfigError
 
@@ -20,6 +19,16 @@ COMMAND_LINE = 0
 
 _REFERENCE = re.compile(r'\$\{([^}]*)\}')
 _STANDARD_TAGS = ('null', 'bool', 'int', 'float', 'str', 'timestamp', 'merge', 'value')
+
+
+def is_map(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether plain data is keys and values."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether plain data is a list."""
+    return isinstance(value, list)
 
 
 def dotted(loc: Loc) -> str:
@@ -39,9 +48,9 @@ class Source:
     """
 
     name: str
-    data: dict[str, Any] = field(default_factory=dict)
-    lines: dict[Loc, int] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+    lines: dict[Loc, int] = field(default_factory=dict[Loc, int])
+    problems: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
 
     def line(self, loc: Loc) -> int:
         """The line of a value, or of the nearest thing around it that was written."""
@@ -76,8 +85,10 @@ def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
         raise ConfigError([f'{path}: cannot be read: {error}']) from None
     source = Source(str(path))
     data = _parse(text, source, ())
-    if not isinstance(data, dict):
-        raise source.error([(1, 'the file is empty' if data is None else 'the file must be keys and values, such as `run_name: demo`')])
+    if not is_map(data):
+        raise source.error(
+            [(1, 'the file is empty' if data is None else 'the file must be keys and values, such as `run_name: demo`')]
+        )
     source.data = data
     for override in overrides:
         _override(source, override)
@@ -87,48 +98,46 @@ def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 def _parse(text: str, source: Source, at: Loc, line: int | None = None) -> Any:
     """Reads YAML 1.2 into plain data. ``line`` stands for every line when the text is not the file's."""
-    yaml = YAML(typ='safe', pure=True)
+    yaml: Any = YAML(typ='safe', pure=True)  # ruamel.yaml comes without types
     try:
         node = yaml.compose(text)
     except YAMLError as error:
-        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+        mark: Any = getattr(error, 'problem_mark', None)
         what = ' '.join(str(getattr(error, 'problem', None) or error).split())
-        where = line if line is not None else mark.line + 1 if mark else 1
+        where: int = line if line is not None else mark.line + 1 if mark else 1
         raise source.error([*source.problems, (where, f'not valid YAML: {what}')]) from None
     return None if node is None else _Reader(yaml, source, line).plain(node, at)
 
 
 class _Reader:
-    def __init__(self, yaml: YAML, source: Source, line: int | None) -> None:
+    def __init__(self, yaml: Any, source: Source, line: int | None) -> None:
         self.yaml, self.source, self.fixed_line = yaml, source, line
-        self.open: list[Node] = []
+        self.open: list[Any] = []
 
-    def line(self, node: Node) -> int:
+    def line(self, node: Any) -> int:
         return self.fixed_line if self.fixed_line is not None else node.start_mark.line + 1
 
-    def plain(self, node: Node, loc: Loc) -> Any:
+    def plain(self, node: Any, loc: Loc) -> Any:
         self.source.lines.setdefault(loc, self.line(node))
         if any(node is outer for outer in self.open):
             raise self.source.error([(self.line(node), f'`{dotted(loc)}` contains itself through an alias')])
         self.open.append(node)
         try:
-            match node:
-                case MappingNode():
-                    return self.mapping(node, loc)
-                case SequenceNode():
-                    return [self.plain(item, (*loc, index)) for index, item in enumerate(node.value)]
-                case _:
-                    return self.scalar(node, loc)
+            if node.id == 'mapping':
+                return self.mapping(node, loc)
+            if node.id == 'sequence':
+                return [self.plain(item, (*loc, index)) for index, item in enumerate(node.value)]
+            return self.scalar(node, loc)
         finally:
             self.open.pop()
 
-    def mapping(self, node: MappingNode, loc: Loc) -> dict[str, Any]:
+    def mapping(self, node: Any, loc: Loc) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, ScalarNode) else None
-            if key is None:
+            if key_node.id != 'scalar':
                 self.source.problems.append((self.line(key_node), f'a key in `{dotted(loc)}` is not plain text'))
                 continue
+            key = str(key_node.value)
             here = (*loc, key)
             if key in content:
                 first = self.source.lines[here]
@@ -139,52 +148,63 @@ class _Reader:
             content[key] = self.plain(value_node, here)
         return content
 
-    def scalar(self, node: Node, loc: Loc) -> Any:
+    def scalar(self, node: Any, loc: Loc) -> Any:
+        text = str(node.value)
         tag = str(node.tag).rpartition(':')[2]
         if tag not in _STANDARD_TAGS:
             self.source.problems.append((self.line(node), f'`{dotted(loc)}` has the tag `{node.tag}`; remove it'))
-            return node.value
+            return text
         if tag in ('timestamp', 'merge', 'value'):
-            return node.value
+            return text
         try:
             return self.yaml.constructor.construct_object(node, deep=True)
         except ValueError:
-            return node.value
+            return text
 
 
 def _override(source: Source, text: str) -> None:
     key, equals, value = text.partition('=')
     if not equals or not key:
-        source.problems.append((COMMAND_LINE, f'`{text}` is not an override. Write `key=value`, such as `stages.0.schedule.lr=1e-4`'))
+        problem = f'`{text}` is not an override. Write `key=value`, such as `stages.0.schedule.lr=1e-4`'
+        source.problems.append((COMMAND_LINE, problem))
         return
-    loc: Loc = tuple(int(part) if part.isdigit() else part for part in key.split('.'))
+    parts = key.split('.')
     target: Any = source.data
-    for depth, part in enumerate(loc):
-        here, last = loc[: depth + 1], depth == len(loc) - 1
-        if isinstance(target, list) and not (isinstance(part, int) and part < len(target)):
-            last_index = len(target) - 1
-            source.problems.append((COMMAND_LINE, f'`{dotted(here)}`: `{dotted(loc[:depth])}` is a list with positions 0 to {last_index}'))
+    loc: Loc = ()
+    for part in parts[:-1]:
+        step = _step(source, target, loc, part)
+        if step is None:
             return
-        if not isinstance(target, (dict, list)):
-            source.problems.append((COMMAND_LINE, f'`{dotted(here)}`: `{dotted(loc[:depth])}` has no keys, it is {target!r}'))
-            return
-        if not isinstance(target, list):
-            part = str(part)
-        if last:
-            for old in [known for known in source.lines if known[: len(loc)] == loc]:
-                del source.lines[old]
+        loc = (*loc, step)
+        if is_map(target) and part not in target:
             source.lines[loc] = COMMAND_LINE
-            target[part] = _parse(value, source, loc, COMMAND_LINE)
-        elif isinstance(target, dict) and part not in target:
-            source.lines[here] = COMMAND_LINE
             target[part] = {}
-        target = target[part]
+        target = target[step]
+    step = _step(source, target, loc, parts[-1])
+    if step is None:
+        return
+    loc = (*loc, step)
+    for old in [known for known in source.lines if known[: len(loc)] == loc]:
+        del source.lines[old]
+    source.lines[loc] = COMMAND_LINE
+    target[step] = _parse(value, source, loc, COMMAND_LINE)
+
+
+def _step(source: Source, target: Any, loc: Loc, part: str) -> Any:
+    """The key or position that one part of an override's key names; None, and a problem, if there cannot be such."""
+    if is_map(target):
+        return part
+    if is_list(target) and part.isdigit() and int(part) < len(target):
+        return int(part)
+    what = f'is a list with positions 0 to {len(target) - 1}' if is_list(target) else f'has no keys, it is {target!r}'
+    source.problems.append((COMMAND_LINE, f'`{dotted((*loc, part))}`: `{dotted(loc)}` {what}'))
+    return None
 
 
 def _interpolate(source: Source, value: Any, loc: Loc) -> Any:
-    if isinstance(value, dict):
+    if is_map(value):
         return {key: _interpolate(source, item, (*loc, key)) for key, item in value.items()}
-    if isinstance(value, list):
+    if is_list(value):
         return [_interpolate(source, item, (*loc, index)) for index, item in enumerate(value)]
     if not isinstance(value, str) or '${' not in value:
         return value

@@ -118,7 +118,8 @@ def wsd(t: int, *, lr: float, min_lr: float, decay: int, budget: int, shape: str
             return _between(min_lr, lr, (1 + math.cos(math.pi * r)) / 2)
         case 'exponential':
             return _geometric(lr, min_lr, r)
-    raise ValueError(f'unknown decay shape {shape!r}')
+        case _:
+            raise ValueError(f'unknown decay shape {shape!r}')
 
 
 def inverse_sqrt(t: int, *, lr: float, min_lr: float, warmup: int, timescale: int) -> float:
@@ -140,7 +141,15 @@ def inverse_sqrt(t: int, *, lr: float, min_lr: float, warmup: int, timescale: in
 
 
 def infinite_cosine(
-    t: int, *, lr: float, constant_lr: float, min_lr: float, warmup: int, cooldown: int, constant: int | None, budget: int
+    t: int,
+    *,
+    lr: float,
+    constant_lr: float,
+    min_lr: float,
+    warmup: int,
+    cooldown: int,
+    constant: int | None,
+    budget: int,
 ) -> float:
     r"""Cosine cooldown to ``constant_lr``, a constant phase, and an exponential anneal if the constant phase has an end.
 
@@ -269,6 +278,8 @@ def phase_edges(schedule: Mapping[str, Any]) -> dict[str, int]:
                 edges['anneal begins'] = edges['cooldown ends'] + schedule['constant_tokens']
         case 'multistep':
             edges |= {f'step {index + 1}': item['at_tokens'] for index, item in enumerate(schedule['milestones'])}
+        case _:
+            pass
     return {label: tokens for label, tokens in edges.items() if 0 < tokens < budget}
 
 
@@ -293,7 +304,8 @@ def _after_warm_up(schedule: Mapping[str, Any]) -> Callable[[int], float]:
         case 'multistep':
             steps = [(item['at_tokens'], item['factor']) for item in s['milestones']]
             return lambda t: multistep(t, lr=lr, milestones=steps)
-    raise ValueError(f'unknown curve {s["name"]!r}')
+        case _:
+            raise ValueError(f'unknown curve {s["name"]!r}')
 
 
 def _infinite(s: Mapping[str, Any]) -> Callable[[int], float]:

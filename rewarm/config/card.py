@@ -56,6 +56,16 @@ class DatasetCard(_Card):
     """The files it was made from."""
     split: str | None = None
     """Rule by which documents were split off for validation."""
+    tokens_dropped: int = 0
+    """Tokens behind the last full block, at most ``seq_len``; they are in ``tokens`` and in no block."""
+    documents_empty: int = 0
+    """Records of the sources, over all splits, whose text was empty; they are no documents."""
+    rejects: int = 0
+    """Records of the sources, over all splits, that could not be read; listed in ``rejects.jsonl`` beside the card."""
+    encoder: str | None = None
+    """Library that made the tokens, in words."""
+    settings: dict[str, str | int | float | bool | None] = {}
+    """What was asked of the converter, as far as it changes the shards."""
     converter: str
     """Name and version of the program that wrote it."""
 

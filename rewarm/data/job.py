@@ -1,0 +1,56 @@
+"""One conversion: what goes in, what comes out, and what decides the bytes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rewarm.data.shards import ShardFormat
+from rewarm.data.sources import Source
+from rewarm.data.tokens import TokenizerFacts
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion, all checked and resolved."""
+
+    sources: list[Source]
+    """Files to read, in order."""
+    out: str
+    """Folder or ``s3://`` prefix of the dataset, without a slash at its end."""
+    facts: TokenizerFacts
+    """Tokenizer and encoder."""
+    shape: ShardFormat
+    """How blocks are laid down."""
+    text_key: str
+    """Key or column of the text."""
+    val_fraction: float
+    """Share of documents that go to ``val/``; 0 for no split."""
+    tokenizer_hash: str
+    """Hash of the tokenizer, as the card has it."""
+    part_bytes: int
+    """Uncompressed bytes that a worker takes at a time."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Folders below `out` that each hold a dataset; ``''`` for `out` itself."""
+        return ('train', 'val') if self.val_fraction else ('',)
+
+    @property
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """What, besides the files, decides the bytes."""
+        return {
+            'tokenizer_hash': self.tokenizer_hash,
+            'eod': self.facts.eod,
+            'seq_len': self.shape.seq_len,
+            'text_key': self.text_key,
+            'val_fraction': self.val_fraction,
+            'compression': self.shape.compression,
+            'shard_bytes': self.shape.shard_bytes,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change while the work is unfinished, as JSON types."""
+        return {
+            'settings': {**self.settings, 'encoder': self.facts.why},
+            'sources': [[s.name, s.path, s.bytes, s.version] for s in self.sources],
+        }

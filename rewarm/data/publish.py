@@ -1,0 +1,161 @@
+"""The last step: check the whole, write index and card, and never touch what is already there."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rewarm import __version__
+from rewarm.config.card import CARD_NAME, CardSource, DatasetCard, read_card
+from rewarm.config.errors import UserError
+from rewarm.data.job import Job
+from rewarm.data.s3 import Bucket, is_s3
+from rewarm.data.shards import INDEX_NAME, write_index, write_whole
+from rewarm.data.staging import Staging
+
+CARD_VERSION = 1
+"""Version of the card's format."""
+
+REJECTS_NAME = 'rejects.jsonl'
+"""The list of records that could not be read, beside the card."""
+
+
+def finish(job: Job, stage: Staging, dropped: dict[str, int], max_rejects: float) -> dict[str, DatasetCard]:
+    """Checks the whole, and writes the index, the card and the rejects of each split.
+
+    Args:
+        job (Job): The conversion.
+        stage (Staging): Its folder, with all shards written.
+        dropped (dict[str, int]): Tokens of each split that are in no block.
+        max_rejects (float): Share of unreadable records above which nothing is published.
+
+    Returns:
+        dict[str, DatasetCard]: By split.
+
+    Raises:
+        UserError: If too many records were rejected, or a split does not fill one block.
+    """
+    now = stage.progress
+    seen = sum(c.documents for c in now.counts.values()) + now.empty + now.rejects
+    if now.rejects > max_rejects * seen:
+        raise UserError(
+            f'{now.rejects:,} of {seen:,} records ({now.rejects / seen:.2%}) could not be read, more than --max-rejects '
+            f'{max_rejects} allows: see {stage.work / REJECTS_NAME}. Nothing was published, and the shards are kept: '
+            f'look at the list, then call again with --max-rejects {_above(now.rejects / seen)}'
+        )
+    hashes = dict(stage.rows('hashes'))
+    sources = tuple(CardSource(name=s.name, bytes=s.bytes, sha256=hashes[i]) for i, s in enumerate(job.sources))
+    rejects = stage.work / REJECTS_NAME
+    cards: dict[str, DatasetCard] = {}
+    for split, counts in now.counts.items():
+        folder, entries = stage.dataset / split, list(stage.rows(f'shards-{split}'))
+        if not entries:
+            raise UserError(
+                f'{split or "the text"} has {counts.tokens:,} tokens, less than one block of {job.shape.seq_len + 1}: '
+                + ('raise --val-fraction or give' if split == 'val' else 'give')
+                + ' more text, or a smaller --seq-len'
+            )
+        write_index(folder, iter(entries))
+        write_whole(folder / REJECTS_NAME, rejects.read_bytes() if rejects.exists() else b'')
+        cards[split] = DatasetCard(
+            version=CARD_VERSION,
+            tokenizer_hash=job.tokenizer_hash,
+            vocab_size=job.facts.vocab_size,
+            eod_id=job.facts.eod_id,
+            seq_len=job.shape.seq_len,
+            dtype=job.shape.dtype,
+            documents=counts.documents,
+            tokens=counts.tokens,
+            bytes=counts.bytes,
+            samples=sum(entry['samples'] for entry in entries),
+            sources=sources,
+            split=_rule(split, job.val_fraction),
+            tokens_dropped=dropped[split],
+            documents_empty=now.empty,
+            rejects=now.rejects,
+            encoder=job.facts.why,
+            settings=job.settings,
+            converter=f'rewarm {__version__}',
+        )
+        write_whole(folder / CARD_NAME, (cards[split].model_dump_json(indent=2) + '\n').encode())
+    return cards
+
+
+def _above(share: float) -> str:
+    return f'{min(1.0, share * 1.01 + 1e-6):.6f}'.rstrip('0')
+
+
+def _rule(split: str, fraction: float) -> str | None:
+    if not split:
+        return None
+    side = 'below' if split == 'val' else 'at or above'
+    return f'{split}: documents whose SHA-1 (UTF-8 text, first 8 bytes, big-endian, over 2**64) is {side} {fraction}'
+
+
+def existing(job: Job) -> dict[str, DatasetCard] | None:
+    """Looks at what is already at OUT.
+
+    Returns:
+        dict[str, DatasetCard] | None: Cards by split if it is what this conversion would make; None if nothing is there.
+
+    Raises:
+        UserError: If something else is there.
+    """
+    cards: dict[str, DatasetCard] = {}
+    if is_s3(job.out):
+        bucket = Bucket()
+        names = [name for name, _, _ in bucket.list(job.out)]
+        if not any(name.endswith(INDEX_NAME) for name in names):
+            return None  # empty, or an upload that did not end
+        for split in job.splits:
+            data = bucket.read(f'{job.out}/{split}/{CARD_NAME}' if split else f'{job.out}/{CARD_NAME}')
+            if data is not None:
+                cards[split] = DatasetCard.model_validate_json(data)
+    else:
+        out = Path(job.out)
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return None
+        cards = {split: card for split in job.splits if (card := read_card(out / split)) is not None}
+    given = [(s.name, s.bytes) for s in job.sources]
+    if set(cards) == set(job.splits) and all(
+        card.settings == job.settings and [(s.name, s.bytes) for s in card.sources] == given for card in cards.values()
+    ):
+        return cards
+    if is_s3(job.out) and not cards:
+        raise UserError(f'{job.out}: holds a dataset that this program did not make; convert to another place')
+    what = [
+        f'{key}: {value} there, {job.settings.get(key)} now'
+        for card in cards.values()
+        for key, value in card.settings.items()
+        if job.settings.get(key) != value
+    ]
+    raise UserError(
+        f'{job.out}: already holds something else ({"; ".join(dict.fromkeys(what)) or "other files"}); '
+        'convert to another place, or remove it first'
+    )
+
+
+def remove_leftover(folder: Path, job: Job) -> None:
+    """Removes the staging folder of a conversion that was killed between publishing and tidying up."""
+    identity = folder / 'work' / 'identity.json'
+    if identity.exists() and json.loads(identity.read_text()) == job.identity:
+        Staging(folder, json.loads(identity.read_text()), job.splits).remove()
+
+
+def upload_dataset(folder: Path, out: str, show: bool) -> None:
+    """Uploads a finished dataset; the indexes, without which there is none, go up last."""
+    bucket = Bucket()
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    with tqdm(total=len(files), unit='file', desc='upload', disable=not show) as bar:
+
+        def upload(path: Path) -> None:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            bucket.upload(path, f'{out}/{path.relative_to(folder).as_posix()}', digest)
+            bar.update()
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(upload, (path for path in files if path.name != INDEX_NAME)))
+        for path in reversed([path for path in files if path.name == INDEX_NAME]):  # val, then train
+            upload(path)

@@ -1,0 +1,251 @@
+"""Files to parts: each file is streamed once, hashed, decompressed, and cut into parts of a fixed size.
+
+This half of reading is sequential and cheap (hundreds of MB/s), and the same for any number of workers.
+"""
+
+import codecs
+import contextlib
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+from rewarm.config.errors import UserError
+from rewarm.data.columns import column_parts
+from rewarm.data.documents import BOM, MAX_RECORD_BYTES, TOO_LONG, Part
+from rewarm.data.s3 import is_s3
+from rewarm.data.sources import Source
+
+PART_BYTES = 4 << 20
+"""Uncompressed bytes of a part: large beside the cost of handing it to a worker, small beside the memory bound."""
+
+SAFE_CUT = re.compile(r'(?<=[!-~])\n(?=[0-9A-Za-z])')
+"""Where a long text may be cut (behind the match) without changing its tokens.
+
+It is a line end between a printable ASCII character and a letter or digit. GPT-2's and GPT-4's splitting rules both
+put a boundary there, whatever follows.
+"""
+
+_BLOCK_BYTES = 1 << 20
+_SAFE_CUT_BYTES = re.compile(SAFE_CUT.pattern.encode())
+
+
+def read_parts(
+    source: Source,
+    index: int,
+    *,
+    text_key: str,
+    work: Path,
+    on_read: Callable[[int], None],
+    on_hash: Callable[[str], None],
+    part_bytes: int = PART_BYTES,
+) -> Iterator[Part]:
+    """Streams a file as parts; after the last one, `on_hash` gets the SHA-256 of the file's bytes.
+
+    Args:
+        source (Source): The file.
+        index (int): Its index, which the parts carry.
+        text_key (str): The column of a columnar file that holds the text.
+        work (Path): Folder for a columnar file's download.
+        on_read (Callable[[int], None]): Told the bytes of the file read since the last call.
+        on_hash (Callable[[str], None]): Told the hash in hex, once.
+        part_bytes (int): Size of a part in uncompressed bytes.
+
+    Yields:
+        Part: In the order of the file.
+
+    Raises:
+        UserError: If the file cannot be read or decompressed to its end.
+    """
+    try:
+        digest = hashlib.sha256()
+        with source.open() as file:
+            blocks = _counted(file, digest, on_read)
+            if source.kind in ('parquet', 'arrow'):
+                # Read from both ends, so it is hashed (and, from a bucket, fetched) first.
+                with _local_copy(source, blocks, work) as path:
+                    yield from column_parts(path, source, index, text_key, part_bytes)
+            else:
+                cut = _cut_lines if source.kind == 'jsonl' else _cut_text
+                yield from cut(_decompressed(blocks, source), source, index, part_bytes)
+        on_hash(digest.hexdigest())
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f'{source.path}: cannot be read to its end ({error})') from error
+
+
+@contextlib.contextmanager
+def _local_copy(source: Source, blocks: Iterator[bytes], work: Path) -> Iterator[Path]:
+    if not is_s3(source.path):
+        for _ in blocks:
+            pass
+        yield Path(source.path)
+        return
+    path = work / 'download'
+    try:
+        with path.open('wb') as copy:
+            copy.writelines(blocks)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _counted(file: BinaryIO, digest: Any, on_read: Callable[[int], None]) -> Iterator[bytes]:
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+        on_read(len(block))
+        yield block
+
+
+def _decompressed(blocks: Iterator[bytes], source: Source) -> Iterator[bytes]:
+    if source.compression is None:
+        return blocks
+    stream = _Blocks(blocks)
+    return _zstd_blocks(stream) if source.compression == 'zstd' else _gzip_blocks(stream)
+
+
+class _Blocks:
+    """An iterator of blocks as a file that is read in small pieces."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b''
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._rest:
+            self._rest = next(self._blocks, b'')
+        head = self._rest if size < 0 else self._rest[:size]
+        self._rest = self._rest[len(head) :]
+        return head
+
+
+def _gzip_blocks(stream: _Blocks) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=stream, mode='rb') as file:  # type: ignore[arg-type]
+        while block := file.read1(_BLOCK_BYTES):
+            yield block
+
+
+def _zstd_blocks(stream: _Blocks) -> Iterator[bytes]:
+    # Objects, one a frame, because zstandard's stream_reader takes a truncated file for a short one.
+    context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    frame = None
+    while data := stream.read(16 << 10):  # small, for one byte may stand for a hundred thousand
+        while data:
+            frame = frame or context.decompressobj()
+            if block := frame.decompress(data):
+                yield block
+            data, frame = (frame.unused_data, None) if frame.eof else (b'', frame)
+    if frame is not None:
+        raise EOFError('the compressed stream is truncated')
+
+
+def _cut_lines(blocks: Iterator[bytes], source: Source, index: int, part_bytes: int) -> Iterator[Part]:
+    """Cuts at line ends; a line above `MAX_RECORD_BYTES` is skipped without being held."""
+    pending: list[bytes] = []
+    size, line, count, skipping = 0, 1, 0, False
+    rejects: list[tuple[int, str]] = []
+    for arrived in blocks:
+        block = arrived
+        if skipping:
+            end = block.find(b'\n') + 1
+            if not end:
+                continue
+            block, skipping, line = block[end:], False, line + 1
+        pending.append(block)
+        size += len(block)
+        if size < part_bytes:
+            continue
+        end = block.rfind(b'\n') + 1
+        if end:
+            lines = b''.join((*pending[:-1], block[:end]))
+            yield Part(source=index, index=count, kind=source.kind, first_line=line, lines=lines, rejects=rejects)
+            line, count, rejects = line + lines.count(b'\n'), count + 1, []
+            pending, size = [block[end:]], len(block) - end
+        elif size > MAX_RECORD_BYTES + part_bytes:
+            whole = b''.join(pending)
+            end = whole.rfind(b'\n') + 1  # whole lines before the long one
+            if end:
+                yield Part(
+                    source=index, index=count, kind=source.kind, first_line=line, lines=whole[:end], rejects=rejects
+                )
+                line, count, rejects = line + whole.count(b'\n', 0, end), count + 1, []
+            rejects.append((line, TOO_LONG.reason))
+            pending, size, skipping = [], 0, True
+    lines = b''.join(pending)
+    if lines or rejects:
+        yield Part(source=index, index=count, kind=source.kind, first_line=line, lines=lines, rejects=rejects)
+
+
+def _cut_text(blocks: Iterator[bytes], source: Source, index: int, part_bytes: int) -> Iterator[Part]:
+    """One file is one document. A long one is cut where that changes no token, and gets its EOD at its end."""
+    data, count, digest = b'', 0, None
+    for block in blocks:
+        data += block
+        if len(data) < 2 * part_bytes:
+            continue
+        if count == 0:
+            data = data.removeprefix(BOM)
+            digest = _text_digest(source)
+            if digest is None:
+                yield Part(
+                    source=index,
+                    index=0,
+                    kind=source.kind,
+                    first_line=1,
+                    rejects=[(1, 'invalid UTF-8')],
+                    last=False,
+                    whole=False,
+                )
+                for _ in blocks:  # to its end, for the hash
+                    pass
+                return
+        cut = _text_cut(data, part_bytes)
+        yield Part(
+            source=index,
+            index=count,
+            kind=source.kind,
+            first_line=1,
+            lines=data[:cut],
+            whole=False,
+            last=False,
+            digest=digest,
+        )
+        data, count = data[cut:], count + 1
+    if count or data:
+        data = data if count else data.removeprefix(BOM)
+        yield Part(
+            source=index, index=count, kind=source.kind, first_line=1, lines=data, whole=not count, digest=digest
+        )
+
+
+def _text_cut(data: bytes, part_bytes: int) -> int:
+    if match := _SAFE_CUT_BYTES.search(data, part_bytes):
+        return match.end()
+    if end := data.find(b'\n', part_bytes) + 1:
+        return end
+    cut = part_bytes
+    while data[cut] & 0xC0 == 0x80:  # not inside a character
+        cut -= 1
+    return cut
+
+
+def _text_digest(source: Source) -> bytes | None:
+    """SHA-1 of a whole text file's text, or None if it is not UTF-8."""
+    decoder, digest, first = codecs.getincrementaldecoder('utf-8')(), hashlib.sha1(), True
+    with source.open() as file:
+        for block in _decompressed(iter(lambda: file.read(_BLOCK_BYTES), b''), source):
+            data = block.removeprefix(BOM) if first else block
+            first = False
+            digest.update(data)
+            try:
+                decoder.decode(data)
+            except UnicodeDecodeError:
+                return None
+    try:
+        decoder.decode(b'', final=True)
+    except UnicodeDecodeError:
+        return None
+    return digest.digest()

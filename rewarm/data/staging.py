@@ -1,0 +1,184 @@
+"""Where a conversion works until it is whole: what is done, what comes next, and the step that publishes it.
+
+Beside ``OUT`` lies ``OUT.staging/`` with ``dataset/`` (shards so far) and ``work/`` (the ledger). A commit says up to
+which part of which file the input is used; everything after it is done again after a kill, and gives the same bytes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewarm.config.errors import UserError
+from rewarm.data.shards import write_whole
+
+
+@dataclass
+class Counts:
+    """What went into one split so far."""
+
+    documents: int = 0
+    """Documents that ended."""
+    tokens: int = 0
+    """Their tokens, with EODs."""
+    bytes: int = 0
+    """UTF-8 bytes of their text."""
+    shards: int = 0
+    """Full shards on disk."""
+
+
+@dataclass
+class Progress:
+    """How far a conversion is."""
+
+    source: int = 0
+    """Index of the file in use; the number of files when all are used."""
+    part: int = 0
+    """Parts of it that are used."""
+    empty: int = 0
+    """Records with an empty text."""
+    rejects: int = 0
+    """Records that could not be read."""
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """By split."""
+
+
+class Staging:
+    """The staging folder of one conversion, held by one process at a time.
+
+    Args:
+        folder (Path): The folder; made if it is not there.
+        identity (dict[str, Any]): Settings and sources, of JSON types; work done for another identity is refused.
+        splits (Iterable[str]): Names of the splits; ``''`` for none.
+
+    Raises:
+        UserError: If another process holds the folder, or it holds something else.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], splits: Iterable[str]) -> None:
+        self.folder, self.work, self.dataset = folder, folder / 'work', folder / 'dataset'
+        self._splits = tuple(splits)
+        if folder.exists() and not (folder / 'lock').exists() and any(folder.iterdir()):
+            raise UserError(f'{folder}: in the way, and not made by this program; move it or convert to another place')
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / 'lock').open('a')
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f'{folder}: another conversion is at work there; wait for it or stop it') from None
+        self._check(identity)
+        for split in self._splits:
+            (self.dataset / split).mkdir(parents=True, exist_ok=True)
+        self.progress = Progress(counts={split: Counts() for split in self._splits})
+        self._pending = dict.fromkeys(self._splits, '')
+        self._logs: dict[str, int] = {}
+        self._load()
+
+    def _check(self, identity: dict[str, Any]) -> None:
+        self.work.mkdir(exist_ok=True)
+        path = self.work / 'identity.json'
+        if not path.exists():
+            write_whole(path, json.dumps(identity).encode())
+        before = json.loads(path.read_text())
+        if before != json.loads(json.dumps(identity)):
+            what = '; '.join(_differences(before, identity))
+            raise UserError(
+                f'{self.folder} holds an unfinished conversion of something else ({what}). '
+                'Finish it with the same settings and files, or delete that folder and start again'
+            )
+
+    def _load(self) -> None:
+        path = self.work / 'progress.json'
+        if path.exists():
+            state = json.loads(path.read_text())
+            counts = {split: Counts(**value) for split, value in state['progress'].pop('counts').items()}
+            self.progress = Progress(**state['progress'], counts=counts)
+            self._logs, self._pending = state['logs'], state['pending']
+        for log in self.work.glob('*.jsonl'):
+            os.truncate(log, self._logs.get(log.stem, 0))
+
+    def pending(self, split: str, dtype: str) -> NDArray[Any]:
+        """Tokens of a split that did not fill a shard at the last commit."""
+        name = self._pending[split]
+        return np.fromfile(self.work / name, dtype) if name else np.zeros(0, dtype)
+
+    def append(self, log: str, rows: Iterable[Any]) -> None:
+        """Adds rows to a list that commits and is cut back with the rest."""
+        lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+        if lines:
+            with (self.work / f'{log}.jsonl').open('a', encoding='utf-8') as file:
+                file.write(lines)
+
+    def rows(self, log: str) -> Iterator[Any]:
+        """The rows of a list so far."""
+        path = self.work / f'{log}.jsonl'
+        if path.exists():
+            with path.open(encoding='utf-8', newline='\n') as file:
+                yield from map(json.loads, file)
+
+    def commit(self, pending: dict[str, NDArray[Any]]) -> None:
+        """Makes `progress`, the lists and the pending tokens the point from which a restart goes on."""
+        stale = {name for name in self._pending.values() if name}
+        for split, tokens in pending.items():
+            name = f'pending-{split}-{self.progress.source}-{self.progress.part}.bin'
+            write_whole(self.work / name, tokens.tobytes())
+            self._pending[split] = name
+        for log in self.work.glob('*.jsonl'):
+            with log.open('rb') as file:
+                os.fsync(file.fileno())
+            self._logs[log.stem] = log.stat().st_size
+        state = {'progress': asdict(self.progress), 'logs': self._logs, 'pending': self._pending}
+        write_whole(self.work / 'progress.json', json.dumps(state).encode())
+        for name in stale - set(self._pending.values()):
+            (self.work / name).unlink()
+
+    def publish(self, out: Path) -> None:
+        """Gives the finished dataset its name, in one step, and removes what is left."""
+        _sync_folder(self.dataset)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.dataset.rename(out)  # replaces an empty folder, and nothing else
+        _sync_folder(out.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder)
+        self._lock.close()
+
+    def close(self) -> None:
+        """Lets go of the folder, which stays."""
+        self._lock.close()
+
+
+def default_staging(out: str) -> Path:
+    """Where a conversion works if nobody says: beside a folder; for a bucket, below the system's temporary folder."""
+    if out.startswith('s3://'):
+        import tempfile
+
+        return Path(tempfile.gettempdir()) / f'rewarm-convert-{hashlib.sha256(out.encode()).hexdigest()[:16]}'
+    path = Path(out).absolute()
+    return path.with_name(path.name + '.staging')
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for key in now['settings']:
+        if before['settings'].get(key) != now['settings'][key]:
+            yield f'{key}: {before["settings"].get(key)} there, {now["settings"][key]} now'
+    if before['sources'] != now['sources']:
+        yield 'the source files differ'
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

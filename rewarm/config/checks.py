@@ -217,10 +217,14 @@ def local_folder(item: StreamConfig | EvalSetConfig) -> Path | None:
 
 
 def _read_cards(config: RunConfig) -> Iterator[tuple[Loc, DatasetCard | UserError]]:
+    seen: set[Path] = set()
     for at, item in _places(config):
         folder = local_folder(item)
+        if folder is None or folder in seen:
+            continue
+        seen.add(folder)
         try:
-            card = read_card(folder) if folder else None
+            card = read_card(folder)
         except UserError as error:
             yield at, error
             continue

@@ -32,7 +32,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | N
     source = read_source(path, overrides)
     config, problems = _validate(source)
     if config is not None:
-        problems += find_problems(config, world_size=world_size)
+        wrong = [loc for loc, _ in problems]
+        found = find_problems(config, world_size=world_size)
+        problems += [(loc, text) for loc, text in found if not any(_hides(part, loc) for part in wrong)]
     lines = source.problems + [(source.line(loc), text) for loc, text in problems]
     if lines or config is None:
         raise source.error(lines)
@@ -71,6 +73,11 @@ def _validate(source: Source) -> tuple[RunConfig | None, list[tuple[Loc, str]]]:
         return RunConfig.model_validate(rest), problems
     except ValidationError:
         return None, problems
+
+
+def _hides(wrong: Loc, loc: Loc) -> bool:
+    """Whether a key that was left out as wrong is why something in its section does not add up."""
+    return wrong[: len(loc)] == loc or (len(loc) > 1 and wrong[:-1] == loc[:-1])
 
 
 def _remove(data: Any, loc: Loc) -> None:

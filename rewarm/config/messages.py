@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rewarm.config.schema import RunConfig
+from rewarm.config.schema import RunConfig, StageConfig
 from rewarm.config.source import Loc, dotted
 
 _TYPES = {
@@ -63,7 +63,12 @@ def unknown_key(loc: Loc, known: Iterable[str]) -> str:
     hint = did_you_mean(loc[-1], names)
     if not hint:
         elsewhere = dict.fromkeys(dotted(place) for place in _all_keys(RunConfig, ()) if place[-1] == loc[-1])
-        hint = f' There is `{next(iter(elsewhere))}`.' if elsewhere else ''
+        same = dotted(tuple(0 if isinstance(part, int) else part for part in loc))
+        if same in elsewhere:
+            curves = _members(StageConfig.model_fields['schedule'].annotation)
+            hint = f' It belongs to {", ".join(name for name, curve in curves.items() if loc[-1] in curve.model_fields)}.'
+        elif elsewhere:
+            hint = f' There is `{next(iter(elsewhere))}`.'
     return f'unknown key `{dotted(loc)}`.{hint} Known keys here: {", ".join(names)}'
 
 

@@ -74,7 +74,8 @@ def records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject]]:
     if part.kind == 'jsonl':
         yield from _json_records(part, text_key)
     elif part.kind == 'txt':
-        yield part.first_line, _utf8(part.lines)
+        if not part.rejects:
+            yield part.first_line, _utf8(part.lines)
     else:
         for row, value in enumerate(part.rows or (), part.first_line):
             yield row, _utf8(value) if value is not None else Reject('the text is missing')

@@ -135,8 +135,9 @@ def _zstd_blocks(stream: _Blocks) -> Iterator[bytes]:
     while data := stream.read(16 << 10):  # small, for one byte may stand for a hundred thousand
         while data:
             frame = frame or context.decompressobj()
-            if block := frame.decompress(data):
-                yield block
+            block = frame.decompress(data)
+            for start in range(0, len(block), _BLOCK_BYTES):
+                yield block[start : start + _BLOCK_BYTES]
             data, frame = (frame.unused_data, None) if frame.eof else (b'', frame)
     if frame is not None:
         raise EOFError('the compressed stream is truncated')
@@ -184,36 +185,20 @@ def _cut_text(blocks: Iterator[bytes], source: Source, index: int, part_bytes: i
     data, count, digest = b'', 0, None
     for block in blocks:
         data += block
-        if len(data) < 2 * part_bytes:
-            continue
-        if count == 0:
-            data = data.removeprefix(BOM)
-            digest = _text_digest(source)
-            if digest is None:
-                yield Part(
-                    source=index,
-                    index=0,
-                    kind=source.kind,
-                    first_line=1,
-                    rejects=[(1, 'invalid UTF-8')],
-                    last=False,
-                    whole=False,
-                )
-                for _ in blocks:  # to its end, for the hash
-                    pass
-                return
-        cut = _text_cut(data, part_bytes)
-        yield Part(
-            source=index,
-            index=count,
-            kind=source.kind,
-            first_line=1,
-            lines=data[:cut],
-            whole=False,
-            last=False,
-            digest=digest,
-        )
-        data, count = data[cut:], count + 1
+        while len(data) >= 2 * part_bytes:
+            if count == 0:
+                data = data.removeprefix(BOM)
+                digest = _text_digest(source)
+                if digest is None:
+                    yield Part(source=index, index=0, kind='txt', first_line=1, rejects=[(1, 'invalid UTF-8')])
+                    for _ in blocks:  # to its end, for the hash
+                        pass
+                    return
+            cut = _text_cut(data, part_bytes)
+            piece = Part(source=index, index=count, kind='txt', first_line=1, lines=data[:cut], whole=False, last=False)
+            piece.digest = digest
+            yield piece
+            data, count = data[cut:], count + 1
     if count or data:
         data = data if count else data.removeprefix(BOM)
         yield Part(

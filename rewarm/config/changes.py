@@ -113,4 +113,6 @@ def _show(value: Any) -> str:
         return (
             '[' + ', '.join(f'{item["name"]} {item["share"]}' if 'share' in item else str(item) for item in value) + ']'
         )
-    return 'not set' if value is None else f'{value:,}' if isinstance(value, int) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: 'not set', True: 'true', False: 'false'}[value]
+    return f'{value:,}' if isinstance(value, int) else str(value)

@@ -66,7 +66,9 @@ def unknown_key(loc: Loc, known: Iterable[str]) -> str:
         same = dotted(tuple(0 if isinstance(part, int) else part for part in loc))
         if same in elsewhere:
             curves = _members(StageConfig.model_fields['schedule'].annotation)
-            hint = f' It belongs to {", ".join(name for name, curve in curves.items() if loc[-1] in curve.model_fields)}.'
+            hint = (
+                f' It belongs to {", ".join(name for name, curve in curves.items() if loc[-1] in curve.model_fields)}.'
+            )
         elif elsewhere:
             hint = f' There is `{next(iter(elsewhere))}`.'
     return f'unknown key `{dotted(loc)}`.{hint} Known keys here: {", ".join(names)}'

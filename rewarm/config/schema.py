@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue, PlainValidator, WithJsonSchema, model_val
 from pydantic_core import PydanticCustomError
 
 from rewarm.config.duration import Duration
+from rewarm.config.loggers import LOGGERS
 from rewarm.config.schedules import Schedule, Section
 from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape, count_parameters, flops_per_token
 
@@ -267,7 +268,7 @@ class RunConfig(Section):
     device_train_microbatch_size: Positive
     """Sequences in one forward and backward pass on one device; changes memory and speed, not the result."""
     data: DataConfig = DataConfig()
-    """How samples are read."""
+    """Loader processes and shuffling."""
     precision: Literal['bf16', 'fp32'] = 'bf16'
     """`bf16`: fp32 parameters and optimizer state, bf16 activations and matmuls. `fp32`: everything."""
     tokenizer: Text
@@ -286,5 +287,7 @@ class RunConfig(Section):
     """Checkpoints."""
     preemption: PreemptionConfig = PreemptionConfig()
     """Preemption."""
-    loggers: dict[str, dict[str, JsonValue]] = Field(default={})
+    loggers: dict[str, dict[str, JsonValue]] = Field(
+        default={}, json_schema_extra={'propertyNames': {'enum': sorted(LOGGERS)}}
+    )
     """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

@@ -12,7 +12,14 @@ SCHEDULE = '{name: cosine, lr: 3e-4, min_lr: 3e-5, warmup: 10ba}'
 
 
 def write_card(folder: str, **changes) -> None:
-    values = {'version': 1, 'tokenizer_hash': 'sha256:0', 'vocab_size': 300, 'eod_id': 0, 'seq_len': 8, 'dtype': 'uint16'}
+    values = {
+        'version': 1,
+        'tokenizer_hash': 'sha256:0',
+        'vocab_size': 300,
+        'eod_id': 0,
+        'seq_len': 8,
+        'dtype': 'uint16',
+    }
     values |= {'documents': 1, 'tokens': 801, 'bytes': 3000, 'samples': 100, 'converter': 'test'}
     Path(folder).mkdir(parents=True)
     Path(folder, 'dataset_card.json').write_text(DatasetCard(**{**values, **changes}).model_dump_json())
@@ -38,17 +45,45 @@ def test_batch_is_checked_against_the_ranks(problems_of, monkeypatch):
 @pytest.mark.parametrize(
     ('old', 'new', 'problem'),
     [
-        ('local: data/old-val, ', '', 'run.yaml:32: `eval.sets.0`: eval set `old` has no data. Write `local: <folder>`'),
-        ('- {name: new, local: data/new,', '- {name: new,', 'run.yaml:22: `stages.1.train.streams.0`: stream `new` has no data'),
+        (
+            'local: data/old-val, ',
+            '',
+            'run.yaml:32: `eval.sets.0`: eval set `old` has no data. Write `local: <folder>`',
+        ),
+        (
+            '- {name: new, local: data/new,',
+            '- {name: new,',
+            'run.yaml:22: `stages.1.train.streams.0`: stream `new` has no data',
+        ),
         ('- name: new', '- name: old', 'run.yaml:18: `stages.1.name`: two stages are called `old`. Rename one'),
-        ('{name: new, local', '{name: old, local', 'run.yaml:23: `stages.1.train.streams.1.name`: two streams are called `old`'),
-        ('0.95}', '0.9}', '`stages.1.train.streams`: the proportions of stage `new` sum to 0.95, not to 1. Write `proportion: 0.1` for `old`'),
+        (
+            '{name: new, local',
+            '{name: old, local',
+            'run.yaml:23: `stages.1.train.streams.1.name`: two streams are called `old`',
+        ),
+        (
+            '0.95}',
+            '0.9}',
+            '`stages.1.train.streams`: the proportions of stage `new` sum to 0.95, not to 1. Write `proportion: 0.1` for `old`',
+        ),
         ('0.95}', '1.0}', 'the proportions of stage `new` sum to 1.05, not to 1. Lower some'),
-        ('max_duration: 100ba', 'max_duration: 1h', 'run.yaml:13: `stages.0.max_duration` must be in tokens or batches'),
+        (
+            'max_duration: 100ba',
+            'max_duration: 1h',
+            'run.yaml:13: `stages.0.max_duration` must be in tokens or batches',
+        ),
         ('max_duration: 100ba', 'max_duration: 0', 'run.yaml:13: `stages.0.max_duration` must be in tokens or batches'),
-        ('interval: 50ba', 'interval: 10min', 'run.yaml:30: `eval.interval` must be above 0 and in `ba`, `tok`, got `10min`'),
+        (
+            'interval: 50ba',
+            'interval: 10min',
+            'run.yaml:30: `eval.interval` must be above 0 and in `ba`, `tok`, got `10min`',
+        ),
         ('interval: 20ba', 'interval: 1%', 'run.yaml:33: `checkpoints.interval` must be above 0 and in'),
-        ('loggers:', 'preemption: {grace_period: 3ba}\nloggers:', 'run.yaml:34: `preemption.grace_period` must be above 0 and in `sec`'),
+        (
+            'loggers:',
+            'preemption: {grace_period: 3ba}\nloggers:',
+            'run.yaml:34: `preemption.grace_period` must be above 0 and in `sec`',
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(problems_of, old, new, problem):
@@ -59,30 +94,78 @@ def test_settings_that_contradict_each_other(problems_of, old, new, problem):
 @pytest.mark.parametrize(
     ('schedule', 'key', 'problem'),
     [
-        ('{name: cosine, lr: 3e-4, warmup: 101ba}', 'warmup', 'is `3232tok`, longer than the stage of `3200tok`. Shorten it'),
+        (
+            '{name: cosine, lr: 3e-4, warmup: 101ba}',
+            'warmup',
+            'is `3232tok`, longer than the stage of `3200tok`. Shorten it',
+        ),
         ('{name: cosine, lr: 3e-4, warmup: 100ba}', 'warmup', 'leaves no room for the decay'),
-        ('{name: cosine, lr: 3e-4, warmup: 1h}', 'warmup', 'must be in tokens, batches or % of the stage, not time, got `1h`'),
-        ('{name: cosine, lr: 3e-4, min_lr: 1e-3}', 'min_lr', '0.001 is above `lr` 0.0003. Write at most 0.0003, or raise `lr`'),
-        ('{name: linear, lr: 3e-4, decay_until: 101ba}', 'decay_until', 'is `3232tok`, past the end of the stage at `3200tok`'),
+        (
+            '{name: cosine, lr: 3e-4, warmup: 1h}',
+            'warmup',
+            'must be in tokens, batches or % of the stage, not time, got `1h`',
+        ),
+        (
+            '{name: cosine, lr: 3e-4, min_lr: 1e-3}',
+            'min_lr',
+            '0.001 is above `lr` 0.0003. Write at most 0.0003, or raise `lr`',
+        ),
+        (
+            '{name: linear, lr: 3e-4, decay_until: 101ba}',
+            'decay_until',
+            'is `3232tok`, past the end of the stage at `3200tok`',
+        ),
         ('{name: linear, lr: 3e-4, decay_until: 5ba, warmup: 6ba}', 'decay_until', 'leaves no room for the decay'),
-        ('{name: neox_clipped_cosine, lr: 3e-4, warmup: 51ba}', 'warmup', 'this curve needs it to be at most half of the stage, `1600tok`'),
-        ('{name: wsd, lr: 3e-4, warmup: 50%, decay: 60%}', 'decay', 'of `1920tok` and `warmup` of `1600tok` do not fit the stage of `3200tok`'),
+        (
+            '{name: neox_clipped_cosine, lr: 3e-4, warmup: 51ba}',
+            'warmup',
+            'this curve needs it to be at most half of the stage, `1600tok`',
+        ),
+        (
+            '{name: wsd, lr: 3e-4, warmup: 50%, decay: 60%}',
+            'decay',
+            'of `1920tok` and `warmup` of `1600tok` do not fit the stage of `3200tok`',
+        ),
         ('{name: wsd, lr: 3e-4, decay: 0}', 'decay', 'is 0. Write its length, such as `10%`, or use `name: constant`'),
         ('{name: wsd, lr: 3e-4, decay: 10%, shape: exponential}', 'min_lr', 'must be above 0 for `shape: exponential`'),
         ('{name: inverse_sqrt, lr: 3e-4, timescale: 0}', 'timescale', 'must be above 0'),
-        ('{name: infinite_cosine, lr: 3e-4, constant_lr: 4e-4, cooldown: 10%}', 'constant_lr', '0.0004 is above `lr` 0.0003'),
-        ('{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, min_lr: 2e-4, cooldown: 10%}', 'min_lr', '0.0002 is above `constant_lr`'),
+        (
+            '{name: infinite_cosine, lr: 3e-4, constant_lr: 4e-4, cooldown: 10%}',
+            'constant_lr',
+            '0.0004 is above `lr` 0.0003',
+        ),
+        (
+            '{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, min_lr: 2e-4, cooldown: 10%}',
+            'min_lr',
+            '0.0002 is above `constant_lr`',
+        ),
         ('{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, cooldown: 0}', 'cooldown', 'must be above 0'),
-        ('{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, cooldown: 95%, warmup: 10%}', 'cooldown', 'do not fit the stage'),
+        (
+            '{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, cooldown: 95%, warmup: 10%}',
+            'cooldown',
+            'do not fit the stage',
+        ),
         (
             '{name: infinite_inverse_sqrt, lr: 3e-4, constant_lr: 1e-4, min_lr: 1e-5, cooldown: 60%, constant: 40%}',
             'constant',
             'leaves no room for the anneal: after `warmup` and `cooldown` `1280tok` are left',
         ),
-        ('{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, cooldown: 60%, constant: 10%}', 'min_lr', 'must be above 0 when `constant`'),
-        ('{name: multistep, lr: 3e-4, milestones: [{at: 9ba, factor: 0.1}, {at: 8ba, factor: 0.1}]}', 'milestones', 'must be in order'),
+        (
+            '{name: infinite_cosine, lr: 3e-4, constant_lr: 1e-4, cooldown: 60%, constant: 10%}',
+            'min_lr',
+            'must be above 0 when `constant`',
+        ),
+        (
+            '{name: multistep, lr: 3e-4, milestones: [{at: 9ba, factor: 0.1}, {at: 8ba, factor: 0.1}]}',
+            'milestones',
+            'must be in order',
+        ),
         ('{name: multistep, lr: 3e-4, milestones: [{at: 100ba, factor: 0.1}]}', 'milestones', 'end at `3200tok`'),
-        ('{name: multistep, lr: 3e-4, warmup: 9ba, milestones: [{at: 8ba, factor: 0.1}]}', 'milestones', 'before the warm-up ends'),
+        (
+            '{name: multistep, lr: 3e-4, warmup: 9ba, milestones: [{at: 8ba, factor: 0.1}]}',
+            'milestones',
+            'before the warm-up ends',
+        ),
         ('{name: multistep, lr: 3e-4, milestones: [{at: 8min, factor: 0.1}]}', 'milestones.0.at', 'not time'),
         ('{name: linear, lr: current}', 'lr', 'is `current`, but no stage came before'),
         ('{name: linear, lr: 1e-3, warmup_from: current}', 'warmup_from', 'is `current`, but no stage came before'),
@@ -106,7 +189,9 @@ def test_a_phase_may_end_where_the_budget_was_before_rounding(problems_of):
 
 
 def test_min_lr_is_checked_against_the_rate_that_current_means(problems_of):
-    (problem,) = problems_of(('name: constant\n      lr: 1e-4\n      warmup: 1%', 'name: linear\n      lr: current\n      min_lr: 1e-4'))
+    (problem,) = problems_of(
+        ('name: constant\n      lr: 1e-4\n      warmup: 1%', 'name: linear\n      lr: current\n      min_lr: 1e-4')
+    )
     assert '`stages.1.schedule.min_lr` 0.0001 is above `lr` 3.0' in problem
 
 
@@ -116,7 +201,10 @@ def test_too_fine_shares(problems_of):
 
 
 def test_one_cache_for_two_remotes(problems_of):
-    (problem,) = problems_of(('{name: new, local: data/new', '{name: new, remote: s3://b/new, local: data/x'), ('local: data/old-val', 'remote: s3://b/v, local: data/x'))
+    (problem,) = problems_of(
+        ('{name: new, local: data/new', '{name: new, remote: s3://b/new, local: data/x'),
+        ('local: data/old-val', 'remote: s3://b/v, local: data/x'),
+    )
     assert 'already caches s3://b/new, so it cannot cache s3://b/v' in problem
 
 

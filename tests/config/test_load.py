@@ -44,7 +44,9 @@ def test_unknown_key(problems_of):
 
 def test_unknown_key_of_a_curve_names_the_keys_of_that_curve(problems_of):
     (problem,) = problems_of(('warmup: 1%', 'min_lr: 0.0'))
-    assert problem.startswith('run.yaml:27: unknown key `stages.1.schedule.min_lr`. It belongs to linear, cosine, neox_clipped_cosine,')
+    assert problem.startswith(
+        'run.yaml:27: unknown key `stages.1.schedule.min_lr`. It belongs to linear, cosine, neox_clipped_cosine,'
+    )
     assert problem.endswith('Known keys here: lr, name, warmup, warmup_from')
 
 
@@ -63,7 +65,11 @@ def test_a_key_in_the_wrong_place_is_pointed_to_the_right_one(problems_of):
         ('tokenizer: tokenizer.json', 'tokenizer: 3', 'run.yaml:6: `tokenizer` must be text, got 3. Put it in quotes'),
         ('run_name: small', 'run_name: a/b', 'run.yaml:1: `run_name` must be letters, digits'),
         ('init_from: scratch', 'init_from: pythia', 'run.yaml:7: `model.init_from` must be `hf:<id or folder>`'),
-        ('name: cosine', 'name: cosin', "run.yaml:17: `stages.0.schedule.name` must be one of constant, linear, cosine"),
+        (
+            'name: cosine',
+            'name: cosin',
+            'run.yaml:17: `stages.0.schedule.name` must be one of constant, linear, cosine',
+        ),
         ('name: cosine, ', '', 'run.yaml:17: `stages.0.schedule` needs a `name`, one of constant'),
         ('lr: 3e-4', 'lr: true', 'run.yaml:17: `stages.0.schedule.lr` must be a learning rate above 0'),
         ('lr: 3e-4', 'lr: .inf', 'run.yaml:17: `stages.0.schedule.lr` must be a learning rate above 0'),
@@ -72,12 +78,28 @@ def test_a_key_in_the_wrong_place_is_pointed_to_the_right_one(problems_of):
         ('warmup: 10ba', 'warmup: 0.1dur', 'run.yaml:17: `stages.0.schedule.warmup` must not use `dur`'),
         ('[0.9, 0.95]', '[0.9, 1.5]', 'run.yaml:9: `optimizer.betas.1` must be below 1, got 1.5'),
         ('[0.9, 0.95]', '[0.9]', 'run.yaml:9: `optimizer.betas.1` is missing'),
-        ('proportion: 0.05', 'proportion: a lot', 'run.yaml:23: `stages.1.train.streams.1.proportion` must be a share above 0'),
-        ('proportion: 0.05', 'proportion: 1/0', 'run.yaml:23: `stages.1.train.streams.1.proportion` must be a share above 0'),
+        (
+            'proportion: 0.05',
+            'proportion: a lot',
+            'run.yaml:23: `stages.1.train.streams.1.proportion` must be a share above 0',
+        ),
+        (
+            'proportion: 0.05',
+            'proportion: 1/0',
+            'run.yaml:23: `stages.1.train.streams.1.proportion` must be a share above 0',
+        ),
         ('role: upstream', 'role: up', "run.yaml:32: `eval.sets.0.role` must be one of upstream, downstream, got 'up'"),
-        ('{tensorboard: {}}', '{tensorboard: }', 'run.yaml:34: `loggers.tensorboard` must be a group of keys, `{}` when'),
+        (
+            '{tensorboard: {}}',
+            '{tensorboard: }',
+            'run.yaml:34: `loggers.tensorboard` must be a group of keys, `{}` when',
+        ),
         ('{tensorboard: {}}', '{wnadb: {}}', 'run.yaml:34: unknown logger `wnadb`. Did you mean `wandb`?'),
-        ('{tensorboard: {}}', '{wandb: {projct: x}}', 'run.yaml:34: unknown key `loggers.wandb.projct`. Did you mean `project`?'),
+        (
+            '{tensorboard: {}}',
+            '{wandb: {projct: x}}',
+            'run.yaml:34: unknown key `loggers.wandb.projct`. Did you mean `project`?',
+        ),
     ],
 )
 def test_wrong_values_name_line_key_and_what_to_write(problems_of, old, new, problem):
@@ -148,7 +170,10 @@ def test_tags_of_python_are_refused(problems_of):
 
 
 def test_overrides_are_read_as_yaml(write_run):
-    config = load(write_run(), ['stages.0.schedule.lr=1e-3', 'seed=3', 'stages.1.train.streams=[{name: x, local: x}]', 'data.num_workers=0'])
+    config = load(
+        write_run(),
+        ['stages.0.schedule.lr=1e-3', 'seed=3', 'stages.1.train.streams=[{name: x, local: x}]', 'data.num_workers=0'],
+    )
     assert (config.stages[0].schedule.lr, config.seed, config.data.num_workers) == (1e-3, 3, 0)
     assert [stream.name for stream in config.stages[1].train.streams] == ['x']
 

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rewarm.config.card import DatasetCard, read_card, tokenizer_hash
+from rewarm.config.errors import UserError
+
+CARD = {
+    'version': 1,
+    'tokenizer_hash': 'sha256:0',
+    'vocab_size': 300,
+    'eod_id': 0,
+    'seq_len': 8,
+    'dtype': 'uint16',
+    'documents': 1,
+    'tokens': 801,
+    'bytes': 3000,
+    'samples': 100,
+    'sources': [{'name': 'a.txt', 'bytes': 3000, 'sha256': '0'}],
+    'split': None,
+    'converter': 'rewarm 0.1.0',
+}
+
+
+def test_a_card_reads_back(tmp_path: Path):
+    card = DatasetCard.model_validate_json(json.dumps(CARD))
+    (tmp_path / 'dataset_card.json').write_text(card.model_dump_json())
+    assert read_card(tmp_path) == card
+    assert card.sources[0].name == 'a.txt'
+
+
+def test_a_folder_without_a_card(tmp_path: Path):
+    assert read_card(tmp_path) is None
+    assert read_card(tmp_path / 'none') is None
+
+
+def test_a_newer_card_may_say_more(tmp_path: Path):
+    (tmp_path / 'dataset_card.json').write_text(json.dumps({**CARD, 'licence': 'mine'}))
+    assert read_card(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    'text', ['', '{}', '[1]', json.dumps({**CARD, 'seq_len': '8'}), json.dumps({**CARD, 'dtype': 'int8'})]
+)
+def test_a_broken_card_is_an_error_of_the_user(tmp_path: Path, text: str):
+    (tmp_path / 'dataset_card.json').write_text(text)
+    with pytest.raises(UserError, match='not a dataset card'):
+        read_card(tmp_path)
+
+
+def test_the_hash_of_a_tokenizer_is_of_its_content(tmp_path: Path):
+    first, second = tmp_path / 'a.json', tmp_path / 'b.json'
+    first.write_text(json.dumps({'a': 1, 'b': 'é'}))
+    second.write_text(json.dumps({'b': 'é', 'a': 1}, indent=2, ensure_ascii=False))
+    assert tokenizer_hash(first) == tokenizer_hash(second)
+    assert tokenizer_hash(first).startswith('sha256:')
+    second.write_text(json.dumps({'b': 'e', 'a': 1}))
+    assert tokenizer_hash(first) != tokenizer_hash(second)
+    with pytest.raises(UserError, match=r'not a readable tokenizer\.json'):
+        tokenizer_hash(tmp_path / 'none.json')

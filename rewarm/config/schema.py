@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from rewarm.config.duration import Duration
@@ -62,6 +63,10 @@ Proportion = Annotated[
     ),
 ]
 """A share of the samples: a decimal, read exactly (0.95 is 19/20), or a fraction such as 1/3."""
+
+
+# For editors; what is checked is in `checks.py`, with a suggestion.
+_LOGGER_NAMES: JsonDict = {'propertyNames': {'enum': [*sorted(LOGGERS)]}}
 
 
 class StreamConfig(Section):
@@ -287,7 +292,5 @@ class RunConfig(Section):
     """Checkpoints."""
     preemption: PreemptionConfig = PreemptionConfig()
     """Preemption."""
-    loggers: dict[str, dict[str, JsonValue]] = Field(
-        default={}, json_schema_extra={'propertyNames': {'enum': sorted(LOGGERS)}}
-    )
+    loggers: dict[str, dict[str, JsonValue]] = Field(default={}, json_schema_extra=_LOGGER_NAMES)
     """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

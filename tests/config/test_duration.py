@@ -26,7 +26,7 @@ def test_spellings(text, value, unit):
 
 @pytest.mark.parametrize('text', ['', '5', 'tok', '-5tok', '5 apples', '1e3', 'nantok', '5tok 3ba'])
 def test_what_is_not_a_duration_is_refused_with_examples(text):
-    with pytest.raises(ValueError, match='must be a duration such as `2.97e9tok`'):
+    with pytest.raises(ValueError, match='must be a duration such as'):
         Duration.parse(text)
 
 

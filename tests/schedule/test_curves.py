@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_after_the_warm_up_rates_never_rise(schedule, share):
     first = schedule['warmup_tokens'] + int(share * (schedule['budget_tokens'] - schedule['warmup_tokens']))
     marks = sorted({schedule['warmup_tokens'], first, *phase_edges(schedule).values(), schedule['budget_tokens']})
     rates = [rate(tokens) for tokens in marks]
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(rates))
 
 
 @given(schedules(), st.lists(st.integers(0, 10**13), max_size=5))

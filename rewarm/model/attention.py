@@ -159,7 +159,7 @@ def _probe(name: str, attention: Attention, device: torch.device, head_dim: int,
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f'`model.attention: {name}` was asked for, and it does not run on this {device.type} with {dtype} and heads of '
-            f'{head_dim} dimensions: {str(error).splitlines()[0]} Write `attention: auto`, or another of cudnn, flash, math.'
+            f'{head_dim} dimensions: {str(error).partition(chr(10))[0]} Write `attention: auto`, or another of cudnn, flash, math.'
         ) from error
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     expected = attention_ref(*doubles)

@@ -1,5 +1,6 @@
 """Buckets for the converter: list, read anywhere in an object, upload. Endpoint and keys come from the environment."""
 
+import functools
 import io
 import os
 from pathlib import Path
@@ -28,6 +29,14 @@ def split_url(url: str) -> tuple[str, str]:
     return bucket, key.strip('/')
 
 
+@functools.cache
+def _client(endpoint: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client('s3', endpoint_url=endpoint, config=Config(retries={'mode': 'standard', 'max_attempts': 5}))
+
+
 class Bucket:
     """A client that turns what goes wrong into words.
 
@@ -35,11 +44,7 @@ class Bucket:
     """
 
     def __init__(self) -> None:
-        import boto3
-        from botocore.config import Config
-
-        config = Config(retries={'mode': 'standard', 'max_attempts': 5})
-        self._client: Any = boto3.client('s3', endpoint_url=os.environ.get('S3_ENDPOINT_URL') or None, config=config)
+        self._client: Any = _client(os.environ.get('S3_ENDPOINT_URL') or None)
 
     def list(self, url: str) -> list[tuple[str, int, str]]:
         """Objects at or under ``url``.
@@ -120,6 +125,8 @@ class _Object(io.RawIOBase):
                 Bucket=bucket, Key=key, Range=f'bytes={self._position}-{end - 1}', IfMatch=self._etag
             )
             data = reply['Body'].read()
+        if reply['ETag'].strip('"') != self._etag:  # not every server heeds IfMatch
+            raise UserError(f'{self._url}: was replaced while it was read; start again when it is at rest')
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

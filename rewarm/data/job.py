@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rewarm import __version__
 from rewarm.data.shards import ShardFormat
 from rewarm.data.sources import Source
 from rewarm.data.tokens import TokenizerFacts
@@ -50,7 +51,6 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change while the work is unfinished, as JSON types."""
-        return {
-            'settings': {**self.settings, 'encoder': self.facts.why},
-            'sources': [[s.name, s.path, s.bytes, s.version] for s in self.sources],
-        }
+        made_by = {'encoder': self.facts.why, 'part_bytes': self.part_bytes, 'converter': f'rewarm {__version__}'}
+        sources = [[s.name, s.path, s.bytes, s.version] for s in self.sources]
+        return {'settings': {**self.settings, **made_by}, 'sources': sources}

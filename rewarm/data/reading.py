@@ -105,7 +105,19 @@ def _decompressed(blocks: Iterator[bytes], source: Source) -> Iterator[bytes]:
     if source.compression is None:
         return blocks
     stream = _Blocks(blocks)
-    return _zstd_blocks(stream) if source.compression == 'zstd' else _gzip_blocks(stream)
+    return _of_one_size(_zstd_blocks(stream) if source.compression == 'zstd' else _gzip_blocks(stream))
+
+
+def _of_one_size(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Makes the cuts, and with them what a restart skips, a matter of the content and not of a library's buffers."""
+    held = b''
+    for block in blocks:
+        held += block
+        while len(held) >= _BLOCK_BYTES:
+            yield held[:_BLOCK_BYTES]
+            held = held[_BLOCK_BYTES:]
+    if held:
+        yield held
 
 
 class _Blocks:

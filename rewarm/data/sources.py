@@ -118,7 +118,7 @@ def _list_folder(argument: str) -> list[_Entry]:
 
 def _list_bucket(argument: str) -> list[_Entry]:
     url = argument.rstrip('/')
-    listed = Bucket().list(url)
+    listed = sorted(Bucket().list(url), key=lambda item: PurePosixPath(item[0]).parts)
     if not listed:
         raise UserError(f'{argument}: no object here')
     return [_Entry(inside, f'{url}/{inside}' if inside else url, size, etag) for inside, size, etag in listed]

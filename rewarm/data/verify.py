@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rewarm.config.card import CARD_NAME, DatasetCard, read_card
 from rewarm.config.errors import UserError
+from rewarm.data.s3 import is_s3
 from rewarm.data.shards import INDEX_NAME
 
 
@@ -27,6 +28,8 @@ def verify_dataset(folder: str | Path) -> list[str]:
     Raises:
         UserError: If there is no dataset here.
     """
+    if is_s3(str(folder)):
+        raise UserError(f'{folder}: only local folders are verified; download it first')
     top = Path(folder)
     folders = [top] if (top / INDEX_NAME).is_file() else sorted(path.parent for path in top.glob(f'*/{INDEX_NAME}'))
     if not folders:

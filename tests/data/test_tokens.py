@@ -192,6 +192,20 @@ def test_real_documents_and_pythias_tokenizer_give_the_same_tokens(real_data, ne
         assert np.array_equal(fast.encode(text), slow.encode(text)), text[:80]
 
 
+def test_random_unicode_and_pythias_tokenizer_give_the_same_tokens(neox_path):
+    fast, slow = Encoder(read_tokenizer(neox_path)), Encoder(read_tokenizer(neox_path, encoder='tokenizers'))
+    rng, through_fast = random.Random(0), 0
+    planes = [(0x20, 0x7F), (0xA0, 0x250), (0x300, 0x370), (0x370, 0x3100), (0x3100, 0xD800), (0xE000, 0x110000)]
+    unsafe = tokens.unsafe_code_points()
+    for number in range(4000):
+        codes = [rng.randrange(*rng.choice(planes[: rng.randint(1, 6)])) for _ in range(rng.randint(0, 80))]
+        codes = [code for code in codes if not unsafe[code]] if number % 2 else codes
+        text = ''.join(chr(code) + ' ' * rng.choice((0, 0, 0, 1, 5)) for code in codes)
+        through_fast += fast.fast_can(text)
+        assert np.array_equal(fast.encode(text), slow.encode(text)), text
+    assert through_fast > 1000
+
+
 @pytest.mark.slow
 def test_thousands_of_real_records_and_pythias_tokenizer_give_the_same_tokens(real_data, neox_path):
     fast, slow = Encoder(read_tokenizer(neox_path)), Encoder(read_tokenizer(neox_path, encoder='tokenizers'))

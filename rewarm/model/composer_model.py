@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from composer.models import ComposerModel
 from torch import Tensor
 from torchmetrics import Metric
 
 from rewarm.config.schema import flops_per_token
+from rewarm.model.metrics import MeanTokenLoss, TargetCount
 from rewarm.model.ops import IGNORED_LABEL
 from rewarm.model.pythia import Pythia
 
-__all__ = ['MeanTokenLoss', 'PythiaForTraining', 'TargetCount']
+__all__ = ['PythiaForTraining']
 
 Batch = dict[str, Tensor]
 
@@ -119,50 +119,3 @@ class PythiaForTraining(ComposerModel):
         """
         num_samples, seq_len = batch['input_ids'].shape
         return num_samples * seq_len * flops_per_token(self.pythia.shape, seq_len, 'full')
-
-
-class _SumMetric(Metric):
-    """Sums over batches and ranks, in fp64 and int64, so that how a set is cut moves the result by rounding only."""
-
-    full_state_update = False
-    loss_sum: Tensor
-    num_targets: Tensor
-
-    def __init__(self) -> None:
-        super().__init__(dist_sync_on_step=False)
-        self.add_state('loss_sum', torch.zeros((), dtype=torch.float64), dist_reduce_fx='sum')
-        self.add_state('num_targets', torch.zeros((), dtype=torch.int64), dist_reduce_fx='sum')
-
-    def update(self, loss_sum: Tensor, num_targets: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            loss_sum (Tensor): Summed loss in nats, a scalar.
-            num_targets (Tensor): Targets it is summed over, a scalar.
-        """
-        self.loss_sum += loss_sum.double()
-        self.num_targets += num_targets
-
-
-class MeanTokenLoss(_SumMetric):
-    """Mean loss over all targets of a set, in nats; NaN for a set without targets."""
-
-    def compute(self) -> Tensor:
-        """Divides the sums over all ranks.
-
-        Returns:
-            Tensor: Nats for each target, fp64, a scalar.
-        """
-        return self.loss_sum / self.num_targets
-
-
-class TargetCount(_SumMetric):
-    """Targets that a set's loss is the mean of, over all ranks."""
-
-    def compute(self) -> Tensor:
-        """Gives the sum over all ranks.
-
-        Returns:
-            Tensor: Targets, int64, a scalar.
-        """
-        return self.num_targets

@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from composer import DataSpec, Evaluator, Trainer
 from torch.nn import functional as F
 
@@ -89,31 +87,6 @@ def test_metrics_do_not_depend_on_how_the_set_is_cut(num_cuts):
     assert metrics['targets'].compute() == 7 * 12 + 2 * 3
     assert metrics['loss'].compute().dtype == torch.float64
     assert metrics['loss'].compute().item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def _evaluate_on_a_rank(rank, world_size, init_file, queue):
-    torch.distributed.init_process_group('gloo', f'file://{init_file}', rank=rank, world_size=world_size)
-    model, whole = new_model(), make_batch(6)
-    whole['labels'][1, 2:] = -100  # the ranks have unequally many targets
-    batch = {name: tensor[rank::world_size] for name, tensor in whole.items()}
-    metrics = model.get_metrics(is_train=False)
-    with torch.no_grad():
-        for metric in metrics.values():
-            model.update_metric(batch, model.eval_forward(batch), metric)
-    queue.put((metrics['loss'].compute().item(), metrics['targets'].compute().item()))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_metrics_are_sums_over_ranks(tmp_path):
-    context = torch.multiprocessing.get_context('spawn')
-    queue = context.SimpleQueue()
-    torch.multiprocessing.spawn(_evaluate_on_a_rank, (2, tmp_path / 'init', queue), nprocs=2)
-    model, whole = new_model(), make_batch(6)
-    whole['labels'][1, 2:] = -100
-    for loss, targets in (queue.get(), queue.get()):
-        assert targets == 62
-        assert loss == pytest.approx(plain_loss(model, whole).item(), rel=1e-6)
 
 
 def train(microbatch, batches, evaluator=None, optimizer=None, **model_kwargs):

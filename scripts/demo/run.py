@@ -117,7 +117,9 @@ class Training:
         with self.log.open('ab') as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         if ON_A_TERMINAL and self.bar is None:
-            layout = '{desc:<10}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches [{elapsed}<{remaining}{postfix}]'
+            layout = (
+                '{desc:<10}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} batches [{elapsed}<{remaining}{postfix}]'
+            )
             self.bar = tqdm(total=self.batches, desc=self.name, leave=False, bar_format=layout, dynamic_ncols=True)
 
     def progress(self) -> tuple[int, str]:
@@ -188,7 +190,7 @@ class Training:
 
 def tell(text: str) -> None:
     """Prints a line above the bars."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(f'\r{text}' if ON_A_TERMINAL else text, file=sys.stdout)  # a closed bar may leave the cursor at its end
     sys.stdout.flush()
 
 

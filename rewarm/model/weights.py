@@ -221,6 +221,7 @@ def export_hf(
         shutil.copyfile(tokenizer_path, temporary / 'tokenizer.json')
         for name, contents in _descriptions(shape, gelu, end_id).items():
             (temporary / name).write_text(json.dumps(contents, indent=2) + '\n', encoding='utf-8')
+        shutil.copymode(temporary / 'config.json', temporary / 'model.safetensors')  # safetensors makes it private
         temporary.rename(out_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

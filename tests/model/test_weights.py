@@ -294,6 +294,10 @@ class TestExport:
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, expected.get_parameter(name)), name
 
+    def test_whoever_may_read_the_config_may_read_the_weights(self, tmp_path, tokenizer_path):
+        out = self.export(tmp_path / 'out', tokenizer_path)
+        assert (out / 'model.safetensors').stat().st_mode == (out / 'config.json').stat().st_mode
+
     def test_tokenizer_without_an_end_of_document(self, tmp_path):
         Tokenizer(models.BPE(vocab={'a': 0, 'b': 1}, merges=[])).save(str(tmp_path / 'tokenizer.json'))
         out = self.export(tmp_path / 'out', tmp_path / 'tokenizer.json')

@@ -1,0 +1,231 @@
+"""The command line. Each command imports what it needs when it runs, so that ``rewarm plan`` answers at once."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from rewarm.config.errors import UserError
+
+__all__ = ['app', 'main']
+
+app = typer.Typer(
+    help='Continual pre-training that survives machines vanishing: convert text, plan a run, train it, report on it.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar='RUN.yaml', help='The run file; see yamls/ for complete examples.')]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar='[KEY=VALUE]...', help='Settings to override, such as stages.0.schedule.lr=1e-4.'),
+]
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
+
+
+def main() -> NoReturn:
+    """Runs the command line; errors of the user's input are printed without a traceback and leave with code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if os.environ.get('RANK', '0') == '0':
+            print(error, file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(0)
+
+
+@app.command()
+def plan(
+    run: RunFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help='Number of GPUs, for hours and cost.')] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help='Speed of one GPU, in tokens a second.')] = None,
+    price: Annotated[float | None, typer.Option(help='Price of one GPU for an hour.')] = None,
+    preemptions_per_day: Annotated[float | None, typer.Option(help='Kills of the whole run in 24 hours.')] = None,
+    lr_at: Annotated[
+        str | None, typer.Option(help='Rate at these tokens since the run began, such as 1e9tok,stage:5e8tok.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+) -> None:
+    """Checks a run file and shows what it would do: stages, steps, rates, checkpoints, disk, hours, money."""
+    from rewarm.config.show import plan_command
+
+    plan_command(
+        run,
+        overrides or [],
+        gpus=gpus,
+        tokens_per_second=tokens_per_second,
+        price=price,
+        preemptions_per_day=preemptions_per_day,
+        lr_at=lr_at,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def train(run: RunFile, overrides: Overrides = None) -> None:
+    """Trains a run, or goes on with it. For several processes: composer -n 8 scripts/train.py RUN.yaml [KEY=VALUE]..."""
+    from rewarm.config.load import load
+
+    # Until training listens itself, a signal means there is nothing to save yet: start me again.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: os._exit(EXIT_PREEMPTED))
+    config = load(run, overrides or [])
+    from rewarm.train import run as run_training
+
+    code = run_training(config)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='SRC... OUT',
+            help='Files and folders (jsonl, .gz, .zst, parquet, txt, datasets saved to disk), local or s3://, '
+            'read in this order; last, the folder or s3:// prefix for the dataset.',
+        ),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help='tokenizer.json, its folder, or a Hugging Face id in the local cache.')
+    ],
+    seq_len: Annotated[int, typer.Option(help='Sequence length in tokens; blocks hold one more and overlap by one.')],
+    text_key: Annotated[str, typer.Option(help='Key or column of the text.')] = 'text',
+    workers: Annotated[
+        int | None, typer.Option(help='Processes that tokenize; any number gives the same bytes. Default: one a core.')
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of documents, chosen by their text's hash, for OUT/val (the rest: OUT/train).")
+    ] = 0.0,
+    eod: Annotated[
+        str | None, typer.Option(help="Token that ends a document. Default: what the tokenizer's files name.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help='auto, gigatoken or tokenizers; auto takes the fast one where it is known to be equal.')
+    ] = 'auto',
+    compression: Annotated[str | None, typer.Option(help='zstd or zstd:LEVEL. Default: none.')] = None,
+    shard_bytes: Annotated[int, typer.Option(help='Largest uncompressed shard, in bytes.')] = 1 << 24,
+    max_rejects: Annotated[
+        float, typer.Option(help='Share of unreadable records above which nothing is published.')
+    ] = 0.001,
+    staging: Annotated[str | None, typer.Option(help='Folder for unfinished work. Default: OUT.staging.')] = None,
+    progress: Annotated[bool, typer.Option(help='Show a bar on stderr.')] = True,
+) -> None:
+    """Turns text into shards with a dataset card. Killed and started again, it finishes and ends byte-equal."""
+    from rewarm.data.convert import convert as run_conversion
+
+    if len(sources) < 2:
+        raise UserError('convert needs at least one source and, last, the folder to write: rewarm convert SRC... OUT')
+    options: dict[str, Any] = {'workers': workers} if workers is not None else {}
+    run_conversion(
+        sources[:-1],
+        sources[-1],
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        text_key=text_key,
+        val_fraction=val_fraction,
+        eod=eod,
+        encoder=encoder,
+        compression=compression,
+        shard_bytes=shard_bytes,
+        max_rejects=max_rejects,
+        staging=staging,
+        progress=progress,
+        **options,
+    )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar='RUN_FOLDER...', help='Run folders; several are compared.')],
+    out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
+) -> None:
+    """Writes one self-contained HTML page: losses, rates, forgetting, recovery, preemptions, what ran."""
+    from rewarm.report.page import write_page
+
+    print(write_page(runs, out))
+
+
+@app.command('export')
+def export_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help='A checkpoint folder, such as runs/NAME/checkpoints/ba00001200.')],
+    out: Annotated[Path, typer.Argument(help='The Hugging Face folder to write; must not exist.')],
+) -> None:
+    """Writes a checkpoint as a Hugging Face folder that transformers loads."""
+    from safetensors.torch import load_file
+
+    from rewarm.config.load import load
+    from rewarm.data.tokens import find_tokenizer
+    from rewarm.model.weights import export_hf
+    from rewarm.resume.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(checkpoint)
+    config = load(checkpoint.resolve().parent.parent / 'config.yaml', world_size=1)
+    export_hf(
+        load_file(opened.model_file),
+        shape=config.model.shape,
+        gelu=config.model.gelu,
+        tokenizer_path=find_tokenizer(config.tokenizer),
+        out_dir=out,
+    )
+    print(out)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a dataset folder.')]) -> None:
+    """Checks a checkpoint or a dataset: hashes, counts, card."""
+    if (path / 'manifest.json').exists():
+        from rewarm.resume.checkpoint import problems
+
+        found = problems(path)
+    else:
+        from rewarm.data.verify import verify_dataset
+
+        found = verify_dataset(path)
+    if found:
+        raise UserError(f'{path} is damaged:\n' + '\n'.join(f'  {line}' for line in found))
+    print(f'{path} is whole.')
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON Schema of run files, for editors: rewarm schema > run.schema.json."""
+    from rewarm.config.show import schema_text
+
+    print(schema_text(), end='')
+
+
+@app.command()
+def doctor() -> None:
+    """Says what is installed here, which devices there are, and what would be chosen and why."""
+    import shutil
+
+    import torch
+
+    from rewarm.model.attention import choose_attention
+    from rewarm.model.ops import choose_ops
+    from rewarm.start import VERSIONS_OF, version_of
+
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
+    for name in VERSIONS_OF:
+        print(f'{name:20} {version_of(name) or "not installed"}')
+    named = torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    print(f'{"device":20} {device.type}, {named}')
+    print(f'{"operations":20} {choose_ops("auto", device).description}')
+    print(f'{"attention, auto":20} {choose_attention("auto", device, dtype=dtype).description}')
+    for name in ('cudnn', 'flash', 'fa3', 'fa4', 'math'):
+        try:
+            print(f'{"attention, " + name:20} {choose_attention(name, device, dtype=dtype).description}')
+        except UserError as error:
+            print(f'{"attention, " + name:20} no: {error}')
+    print(f'{"free disk here":20} {shutil.disk_usage(".").free / 1e9:,.0f} GB')

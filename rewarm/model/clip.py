@@ -1,0 +1,34 @@
+"""Gradient clipping that keeps the norm it saw."""
+
+import torch
+from composer import Algorithm, Event, Logger, State
+from torch import Tensor, nn
+
+__all__ = ['ClipGradients']
+
+
+class ClipGradients(Algorithm):
+    """Scales all gradients down to a norm, after the last microbatch and before the optimizer's step.
+
+    Args:
+        model (nn.Module): The raw model; under DDP its gradients are averaged by then.
+        max_norm (float): Largest L2 norm over all parameters.
+    """
+
+    def __init__(self, model: nn.Module, max_norm: float) -> None:
+        self.model = model
+        self.max_norm = max_norm
+        self._norm: Tensor | None = None
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the last batch's gradients before clipping; reading it waits for the device."""
+        return float('nan') if self._norm is None else self._norm.item()
+
+    def match(self, event: Event, state: State) -> bool:
+        """Acts when all gradients of the batch are there."""
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Clips."""
+        self._norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)

@@ -1,0 +1,117 @@
+"""What a start writes, says and agrees on before the first batch."""
+
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import composer.loggers
+import torch
+from composer.devices import Device
+from composer.loggers import LoggerDestination
+from composer.utils import dist
+
+from rewarm.config.errors import UserError
+from rewarm.config.load import dump
+from rewarm.config.plan import Plan
+from rewarm.config.schema import RunConfig
+
+__all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_rank_zero', 'version_of', 'write_start_files']
+
+VERSIONS_OF = ('rewarm', 'torch', 'triton', 'mosaicml', 'mosaicml-streaming', 'transformers', 'tokenizers', 'numpy')
+
+LOGGER_CLASSES = {
+    'tensorboard': 'TensorboardLogger',
+    'wandb': 'WandBLogger',
+    'mlflow': 'MLFlowLogger',
+    'neptune': 'NeptuneLogger',
+    'comet_ml': 'CometMLLogger',
+    'file': 'FileLogger',
+    'in_memory': 'InMemoryLogger',
+}
+"""Composer's class behind each name of the run file."""
+
+Result = TypeVar('Result')
+
+
+def announce(text: str) -> None:
+    """Says something once, on rank 0's standard error."""
+    if dist.get_global_rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def on_rank_zero(function: Callable[[], Result]) -> Result:
+    """Runs a function on global rank 0 and gives its result, or its UserError, to every rank.
+
+    Returns:
+        Result: What it returned; must pickle.
+
+    Raises:
+        UserError: On every rank, so that all leave with the same code.
+    """
+    outcome: list[Any] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome = [(True, function())]
+        except UserError as error:
+            outcome = [(False, str(error))]
+    dist.broadcast_object_list(outcome, src=0)
+    good, value = outcome[0]
+    if not good:
+        raise UserError(value)
+    return value
+
+
+def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Device) -> None:
+    """Writes ``config.yaml`` (as resolved), ``plan.json`` and ``environment.json``, each whole or not at all."""
+    environment = {
+        'versions': {name: version_of(name) for name in VERSIONS_OF},
+        'python': platform.python_version(),
+        'host': socket.gethostname(),
+        'device': torch.cuda.get_device_name() if device.name == 'gpu' else platform.processor() or platform.machine(),
+        'device_kind': device.name,
+        'world_size': dist.get_world_size(),
+        'threads': torch.get_num_threads(),
+        'command': sys.argv,
+    }
+    texts = {
+        'config.yaml': dump(config),
+        'plan.json': json.dumps(plan.to_json(), indent=1),
+        'environment.json': json.dumps(environment, indent=1),
+    }
+    for name, text in texts.items():
+        temporary = folder / f'.writing-{name}'
+        temporary.write_text(text)
+        os.replace(temporary, folder / name)
+
+
+def load_loggers(config: RunConfig) -> list[LoggerDestination]:
+    """Builds Composer's loggers by their names in the run file; log files go into the run folder.
+
+    Raises:
+        UserError: If a logger's package is not installed or its arguments do not fit.
+    """
+    found = []
+    for name, arguments in config.loggers.items():
+        kind = getattr(composer.loggers, LOGGER_CLASSES[name])
+        if 'log_dir' in inspect.signature(kind).parameters:
+            arguments = {'log_dir': str(Path(config.run_folder) / name), **arguments}
+        try:
+            found.append(kind(**arguments))
+        except Exception as error:
+            raise UserError(f'loggers.{name}: {error}') from error
+    return found
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package, or ``None``."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

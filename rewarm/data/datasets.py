@@ -1,0 +1,237 @@
+"""Where a run's datasets are, and whether they fit the run: checked before the first batch, with the fix in words."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlparse
+
+import numpy as np
+from composer.utils import dist
+from numpy.typing import NDArray
+from streaming.base.storage import CloudDownloader
+
+from rewarm.config.card import CARD_NAME, DatasetCard, read_card, tokenizer_hash
+from rewarm.config.errors import UserError
+from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
+from rewarm.data.shards import INDEX_NAME
+from rewarm.data.tokens import find_tokenizer
+
+__all__ = ['Dataset', 'open_datasets']
+
+log = logging.getLogger(__name__)
+T = TypeVar('T')
+
+_ABSENT = {'403', '404', 'NoSuchBucket', 'NoSuchKey'}  # S3 says 403 of what is not there to those who may not list.
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A folder of shards that fits the run.
+
+    Args:
+        name (str): The stream's or evaluation set's name.
+        folder (str): The local folder: where the shards are, or are cached.
+        remote (str | None): Where missing shards come from; None if all are in the folder.
+        samples_per_shard (NDArray): Samples in each shard, int64, shape ``(shards,)``.
+        shard_hashes (tuple[str, ...]): For each shard, a text that changes with its content.
+        compressed (bool): Whether shards must be unpacked before they are read.
+        tokens_per_sample (int | None): Length of a sample, or None if the index does not say.
+        card (DatasetCard | None): The card; other programs' shards have none.
+    """
+
+    name: str
+    folder: str
+    remote: str | None
+    samples_per_shard: NDArray[np.int64]
+    shard_hashes: tuple[str, ...]
+    compressed: bool
+    tokens_per_sample: int | None
+    card: DatasetCard | None
+
+
+def open_datasets(sources: Sequence[StreamConfig | EvalSetConfig], config: RunConfig) -> list[Dataset]:
+    """Finds datasets, fetches their index and card if need be, and checks that they fit. All ranks call it together.
+
+    Args:
+        sources (Sequence[StreamConfig | EvalSetConfig]): Streams of one stage, or evaluation sets.
+        config (RunConfig): The run's settings.
+
+    Returns:
+        list[Dataset]: One for each source, in order.
+
+    Raises:
+        UserError: On every rank, if a dataset is missing, empty, or made for another tokenizer or sequence length.
+    """
+    places = [_place(source, config) for source in sources]
+    for index, (source, (folder, _)) in enumerate(zip(sources, places)):
+        for other, (before, _) in zip(sources[:index], places):
+            if folder == before:
+                raise UserError(f'{other.name} and {source.name} use the same folder {folder}; give each its own')
+    leader = dist.get_local_rank() == 0
+    _agree(lambda: [_fetch(source.name, *place) for source, place in zip(sources, places)] if leader else None)
+    return _agree(lambda: [_open(source.name, *place, config) for source, place in zip(sources, places)])
+
+
+def _agree(run: Callable[[], T]) -> T:
+    """Runs something on every rank; if it fails on one, it fails on all, so that none waits for the others for ever."""
+    result, error = None, None
+    try:
+        result = run()
+    except Exception as caught:
+        error = caught
+    failures = dist.all_gather_object(None if error is None else (isinstance(error, UserError), str(error)))
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            by_user, message = failure
+            raise UserError(message) if by_user else RuntimeError(f'rank {rank} failed: {message}')
+    return result  # pyright: ignore[reportReturnType]
+
+
+def _place(source: StreamConfig | EvalSetConfig, config: RunConfig) -> tuple[str, str | None]:
+    """The local folder of a dataset and, if shards may be missing from it, where they come from."""
+    if source.remote is None and source.local is None:
+        raise UserError(f'{source.name}: say where its shards are, with `local`, `remote` or both')
+    if source.remote is None or (source.local is None and not urlparse(source.remote).scheme):
+        return os.path.abspath(source.local or source.remote or ''), None
+    if source.local is not None:
+        folder = os.path.abspath(source.local)
+        return folder, None if folder == os.path.abspath(source.remote) else source.remote
+    # A cache of the run's own, found again when the run starts again on this machine.
+    run = config.run_folder if urlparse(config.run_folder).scheme else os.path.abspath(config.run_folder)
+    key = hashlib.sha256(json.dumps([run, type(source).__name__, source.name, source.remote]).encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f'rewarm-{os.getuid()}', f'{source.name}-{key}'), source.remote
+
+
+def _fetch(name: str, folder: str, remote: str | None) -> None:
+    if remote is None:
+        return
+    if not os.path.exists(os.path.join(folder, INDEX_NAME)):
+        if not _download(name, remote, folder, CARD_NAME):
+            log.info('%s: no %s at %s', name, CARD_NAME, remote)
+        if not _download(name, remote, folder, INDEX_NAME):
+            raise UserError(
+                f'{name}: no dataset at {remote}: {INDEX_NAME} is missing or may not be read. '
+                'Check the address, or make the dataset with: rewarm convert'
+            )
+
+
+def _download(name: str, remote: str, folder: str, file: str) -> bool:
+    """Fetches a file whole or not at all; False if it is not there."""
+    target = os.path.join(folder, file)
+    Path(f'{target}.tmp').unlink(missing_ok=True)
+    try:
+        downloader = CloudDownloader.get(remote)
+    except ValueError:
+        raise UserError(f'{name}: {remote} is no place that shards can come from; use s3://bucket/prefix') from None
+    try:
+        downloader.download(f'{remote.rstrip("/")}/{file}', f'{target}.tmp')
+    except FileNotFoundError:
+        return False
+    except Exception as error:
+        if getattr(error, 'response', {}).get('Error', {}).get('Code') in _ABSENT:
+            return False
+        raise
+    finally:
+        downloader.clean_up()
+    os.replace(f'{target}.tmp', target)
+    return True
+
+
+def _open(name: str, folder: str, remote: str | None, config: RunConfig) -> Dataset:
+    shards = _read_index(name, folder)
+    card = read_card(folder)
+    length = _tokens_per_sample(name, folder, shards[0])
+    _check_fit(name, folder, card, length, config)
+    if remote is None:
+        _check_shards_are_there(name, folder, shards)
+    return Dataset(
+        name=name,
+        folder=folder,
+        remote=remote,
+        samples_per_shard=np.array([shard['samples'] for shard in shards], np.int64),
+        shard_hashes=tuple(_describe(shard) for shard in shards),
+        compressed=any(shard.get('zip_data') for shard in shards),
+        tokens_per_sample=length,
+        card=card,
+    )
+
+
+def _read_index(name: str, folder: str) -> list[dict[str, Any]]:
+    path = os.path.join(folder, INDEX_NAME)
+    try:
+        with open(path, encoding='utf-8') as file:
+            shards = json.load(file)['shards']
+    except FileNotFoundError:
+        raise UserError(
+            f'{name}: no dataset in {folder}: {INDEX_NAME} is missing. '
+            'Make it with: rewarm convert; or add `remote` to say where to fetch it from'
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{name}: {path} cannot be read ({error}). Remove it, or make the dataset again') from None
+    if not sum(shard['samples'] for shard in shards):
+        raise UserError(f'{name}: the dataset in {folder} holds no samples. Make it from more text')
+    return shards
+
+
+def _tokens_per_sample(name: str, folder: str, shard: dict[str, Any]) -> int | None:
+    columns = dict(zip(shard.get('column_names', ()), shard.get('column_encodings', ())))
+    encoding = columns.get('tokens', '')
+    kind, *rest = encoding.split(':')
+    if kind not in ('ndarray', 'bytes'):
+        found = ', '.join(f'{column}: {how}' for column, how in columns.items()) or 'none'
+        raise UserError(
+            f'{name}: {folder} needs a column `tokens` of type ndarray or bytes; its columns are {found}. '
+            'Make it with: rewarm convert'
+        )
+    return int(rest[1]) if len(rest) == 2 and rest[1].isdigit() else None
+
+
+def _check_fit(name: str, folder: str, card: DatasetCard | None, length: int | None, config: RunConfig) -> None:
+    seq_len = card.seq_len if card else None if length is None else length - 1
+    fits = length is None or length in (config.max_seq_len, config.max_seq_len + 1)
+    if not fits or (card and card.seq_len != config.max_seq_len):
+        raise UserError(
+            f'{name}: the samples in {folder} are {seq_len} tokens long, but max_seq_len is {config.max_seq_len}. '
+            f'Set max_seq_len to {seq_len}, or convert with --seq-len {config.max_seq_len}'
+        )
+    if card is None:
+        log.warning('%s: %s has no %s, so its tokenizer is not checked', name, folder, CARD_NAME)
+        return
+    ours = _hash_of(config.tokenizer)
+    if card.tokenizer_hash != ours:
+        raise UserError(
+            f'{name}: the tokens in {folder} are of another tokenizer ({card.tokenizer_hash[:19]}...) than '
+            f'{config.tokenizer} ({ours[:19]}...). Set `tokenizer` to the one it was made with, or convert it again'
+        )
+
+
+@functools.cache
+def _hash_of(tokenizer: str) -> str:
+    return tokenizer_hash(find_tokenizer(tokenizer))
+
+
+def _check_shards_are_there(name: str, folder: str, shards: list[dict[str, Any]]) -> None:
+    there = set(os.listdir(folder))
+    files = [[info['basename'] for info in (shard['raw_data'], shard.get('zip_data')) if info] for shard in shards]
+    missing = [either[-1] for either in files if not there.intersection(either)]
+    if missing:
+        raise UserError(
+            f'{name}: {len(missing)} of {len(shards)} shards are missing from {folder}, the first is {missing[0]}. '
+            'Copy them there, or add `remote` to say where to fetch them from'
+        )
+
+
+def _describe(shard: dict[str, Any]) -> str:
+    """The shard's own hash, or its size if it was written without."""
+    data = shard['raw_data']
+    hashes = data.get('hashes') or {}
+    return ' '.join(f'{name}:{value}' for name, value in sorted(hashes.items())) or f'bytes:{data["bytes"]}'

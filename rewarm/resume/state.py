@@ -343,7 +343,7 @@ class Checkpointing(Callback):
             state.stop_training()
 
     def _is_due(self, batch: int) -> bool:
-        if self.interval.seconds is not None:
+        if self.interval.is_time:
             # Wall clocks differ between ranks; the first one decides.
             return dist.get_global_rank() == 0 and time.monotonic() - self._saved_at >= self.interval.seconds
         return batch % self.interval.batches(self.plan.tokens_per_batch) == 0

@@ -1,5 +1,16 @@
 """A run that is killed and started again is the run that was never killed."""
 
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
 
 def test_two_stage_run_trains_evaluates_and_finishes(unbroken):
     assert [r['batch'] for r in unbroken.lines('metrics')] == list(range(1, 13))
@@ -17,3 +28,156 @@ def test_two_stage_run_trains_evaluates_and_finishes(unbroken):
         for name in ('old', 'new')
     ]
     assert unbroken.checkpoints() == ['ba00000006', 'ba00000008', 'ba00000010', 'ba00000012']
+
+
+@pytest.mark.slow
+def test_killed_at_any_batch_or_instant_of_a_save_equals_the_unbroken_run(data, tmp_path):
+    script = Path(__file__).with_name('kill_points.py')
+    command = [sys.executable, '-W', 'ignore', str(script), str(data), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert done.stdout.count(': equal') >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 2])
+def test_sigkill_of_the_whole_group_equals_the_unbroken_run(make_run, unbroken, workers):
+    run = make_run()
+    for batches in (0, 3, 8):
+        process = run.start(f'data.num_workers={workers}')
+        wait_for(lambda batches=batches: run.folder.exists() and len(run.lines('metrics')) >= batches)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run.finish(f'data.num_workers={workers}')
+    assert run.losses() == unbroken.losses()
+    assert run.weights() == unbroken.weights()
+    assert sorted(run.evals()) == sorted(unbroken.evals())
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_equal_two_ranks_unbroken_and_one_rank_goes_on_with_the_same_samples(make_run, unbroken):
+    whole, killed = make_run('whole'), make_run('killed')
+    whole.finish(ranks=2)
+    for batches in (4, 7):
+        process = killed.start(ranks=2)
+        wait_for(lambda batches=batches: killed.folder.exists() and len(killed.lines('metrics')) >= batches)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_until_free(killed)
+    assert 7 <= len(killed.lines('metrics')) < 12
+    survivor = make_run('survivor')
+    shutil.copytree(killed.folder, survivor.folder)
+    killed.finish(ranks=2)
+    assert killed.losses() == whole.losses()
+    assert killed.weights() == whole.weights()
+    # On one rank the same samples and rates; the sum over ranks is rounded elsewhere.
+    survivor.finish()
+    for one, two, alone in zip(survivor.lines('metrics'), whole.lines('metrics'), unbroken.lines('metrics')):
+        for key in ('batch', 'lr', 'samples', 'sample_ids_crc32'):
+            assert one[key] == two[key] == alone[key]
+        assert one['loss'] == pytest.approx(two['loss'], rel=1e-4)
+        assert one['loss'] == pytest.approx(alone['loss'], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('ranks', 'number', 'whole_group'), [(1, signal.SIGINT, False), (2, signal.SIGTERM, True)])
+def test_a_signal_saves_and_exits_75_and_the_run_goes_on(make_run, ranks, number, whole_group):
+    run, whole = make_run('told'), make_run('whole')
+    options = ('data.num_workers=2', 'checkpoints.interval=1000ba')
+    process = run.start(*options, ranks=ranks)
+    wait_for(lambda: len(run.lines('metrics')) >= 2)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    saved = run.checkpoints()
+    assert len(saved) == 1
+    assert int(saved[0][2:]) == len(run.lines('metrics')) < 12
+    events = [event['event'] for event in run.lines('events')]
+    assert events[-1] == 'preempted'
+    run.finish(*options, ranks=ranks)
+    resume = next(event for event in run.lines('events') if event['event'] == 'resume')
+    assert resume['lost_batches'] == 0
+    whole.finish(*options, ranks=ranks)
+    assert run.losses() == whole.losses()
+    assert sorted(run.evals()) == sorted(whole.evals())
+
+
+def test_a_finished_run_says_so_and_exits_0(make_run, unbroken):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    assert 'is finished' in run.finish()
+    assert run.losses() == unbroken.losses()
+
+
+def test_a_second_process_on_the_run_folder_is_refused_with_the_owner(make_run):
+    run = make_run()
+    first = run.start()
+    wait_for(lambda: len(run.lines('metrics')) >= 1)
+    output = run.finish(code=2)
+    first.wait(timeout=120)
+    assert f'in use by process {first.pid} on' in output
+    assert 'Traceback' not in output
+    assert first.returncode == 0
+
+
+@pytest.mark.parametrize('damage', ['flipped byte', 'truncated', 'half written', 'latest missing', 'latest wrong'])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on(make_run, unbroken, damage):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    root = run.folder / 'checkpoints'
+    newest = root / 'ba00000012'
+    model = newest / 'model.safetensors'
+    if damage == 'flipped byte':
+        content = bytearray(model.read_bytes())
+        content[len(content) // 2] ^= 1
+        model.write_bytes(content)
+    elif damage == 'truncated':
+        os.truncate(model, 1000)
+    elif damage == 'half written':
+        newest.rename(root / '.writing-ba00000012')
+    elif damage == 'latest missing':
+        (root / 'latest').unlink()
+    else:
+        (root / 'latest').write_text('ba99999999\n')
+    run.finish()
+    assert run.losses() == unbroken.losses()
+    assert run.weights() == unbroken.weights()
+    assert (root / 'latest').read_text() == 'ba00000012\n'
+    assert not list(root.glob('.writing-*'))
+    events = [event for event in run.lines('events') if event['event'] == 'fallback']
+    assert len(events) == 1
+    if damage in ('flipped byte', 'truncated'):
+        assert (root / 'ba00000012.broken').exists()
+
+
+def test_no_whole_checkpoint_is_a_refusal_and_never_a_new_start(make_run, unbroken):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    for path in (run.folder / 'checkpoints').glob('ba*/model.safetensors'):
+        os.truncate(path, 100)
+    output = run.finish(code=2)
+    assert 'none of them is whole' in output
+    assert 'Traceback' not in output
+    assert run.losses() == unbroken.losses()
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'timed out'
+        time.sleep(0.01)
+
+
+def wait_until_free(run):
+    """The ranks live in sessions of their own; they end when their peers or the launcher are gone."""
+    lock = (run.folder / 'run.lock').open('a')
+
+    def free() -> bool:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.lockf(lock, fcntl.LOCK_UN)
+        return True
+
+    wait_for(free)

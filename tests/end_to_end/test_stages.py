@@ -1,0 +1,98 @@
+"""Stages are appended, annealed and forked; what has been trained cannot be edited."""
+
+import shutil
+
+import pytest
+
+ANNEAL = """  - name: anneal
+    max_duration: 4ba
+    train: {{streams: [{{name: new, local: {data}/new}}]}}
+    schedule: {{name: linear, lr: current}}
+"""
+
+
+@pytest.fixture
+def finished(make_run, unbroken):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    return run
+
+
+def append_stage(run, data):
+    text = run.file.read_text()
+    run.file.write_text(text.replace('eval:\n', ANNEAL.format(data=data) + 'eval:\n', 1))
+
+
+def test_appending_a_stage_starts_exactly_that_stage(finished, unbroken, data):
+    append_stage(finished, data)
+    finished.finish()
+    assert finished.losses()[:12] == unbroken.losses()
+    added = finished.lines('metrics')[12:]
+    assert [r['stage'] for r in added] == ['anneal'] * 4
+    last = finished.lines('metrics')[11]['lr']
+    assert [r['lr'] for r in added] == pytest.approx([last, last * 3 / 4, last / 2, last / 4])
+    begun = [event['stage'] for event in finished.lines('events') if event['event'] == 'stage_start']
+    assert begun == ['first', 'second', 'anneal']
+    # The same weights are evaluated once and recorded for both stages.
+    at_edge = [r for r in finished.lines('evals') if r['batch'] == 12]
+    assert [(r['stage'], r['when']) for r in at_edge] == [('second', 'end')] * 2 + [('anneal', 'start')] * 2
+    assert at_edge[0]['loss'] == at_edge[2]['loss']
+
+
+@pytest.mark.parametrize(
+    ('override', 'words'),
+    [
+        ('stages.0.max_duration=5ba', '`max_duration` was 6 batches, now 5'),
+        ('stages.0.schedule.lr=2.0e-2', 'has ended and cannot be edited'),
+        ('seed=18', '`seed` was 17, now 18'),
+        ('global_train_batch_size=4', '`global_train_batch_size` was 8, now 4'),
+    ],
+)
+def test_what_has_been_trained_cannot_be_edited(finished, unbroken, data, override, words):
+    append_stage(finished, data)
+    output = finished.finish(override, code=2)
+    assert words in output
+    assert 'Traceback' not in output
+    assert finished.losses() == unbroken.losses()
+
+
+def test_other_data_under_a_begun_stage_is_refused(make_run, data):
+    run = make_run()
+    run.finish('stages.1.max_duration=2ba')
+    text = run.file.read_text()
+    run.file.write_text(text.replace(f'local: {data}/new, proportion', f'local: {data}/new-val, proportion'))
+    output = run.finish('stages.1.schedule.name=constant', code=2)
+    assert 'Traceback' not in output
+
+
+def test_anneal_now_from_a_plateau_and_another_from_its_pinned_checkpoint(make_run, data):
+    run = make_run('stable')
+    plateau = ('stages.1.schedule={name: constant, lr: 1.0e-2, warmup: 2ba}',)
+    # The stage was planned for 40 batches; it is told to go at some batch of its plateau.
+    import signal
+
+    from test_resume import wait_for
+
+    process = run.start(*plateau, 'stages.1.max_duration=400ba', 'eval.interval=100ba')
+    wait_for(lambda: len(run.lines('metrics')) >= 10)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    here = len(run.lines('metrics'))
+    append_stage(run, data)
+    run.finish(*plateau, f'stages.1.max_duration={here - 6}ba', 'eval.interval=100ba')
+    rates = [r['lr'] for r in run.lines('metrics')]
+    assert rates[here - 1 :] == pytest.approx([1e-2, 1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    pinned = run.folder / 'checkpoints' / f'ba{here:08d}'
+    assert pinned.is_dir()
+
+    fork = make_run('fork')
+    text = fork.file.read_text()
+    head, tail = text.split('stages:\n')[0], 'eval:\n' + text.split('eval:\n')[1]
+    text = head.replace('init_from: scratch', f'init_from: "checkpoint:{pinned}"')
+    fork.file.write_text(text + 'stages:\n' + ANNEAL.format(data=data) + tail)
+    fork.finish()
+    assert [r['lr'] for r in fork.lines('metrics')] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    # The same tensors, rates and samples: the fork repeats the anneal of the run it came from.
+    ours, theirs = fork.lines('metrics'), run.lines('metrics')[here:]
+    assert [r['loss'] for r in ours] == [r['loss'] for r in theirs]

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -110,7 +110,8 @@ def convert(
         str | None, typer.Option(help="Token that ends a document. Default: what the tokenizer's files name.")
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help='auto, gigatoken or tokenizers; auto takes the fast one where it is known to be equal.')
+        Literal['auto', 'gigatoken', 'tokenizers'],
+        typer.Option(help='auto, gigatoken or tokenizers; auto takes the fast one where it is known to be equal.'),
     ] = 'auto',
     compression: Annotated[str | None, typer.Option(help='zstd or zstd:LEVEL. Default: none.')] = None,
     shard_bytes: Annotated[int, typer.Option(help='Largest uncompressed shard, in bytes.')] = 1 << 24,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Evaluator, State, Time, TimeUnit, Trainer
+from composer import Evaluator, Time, TimeUnit, Trainer
 from composer.loggers import LoggerDestination
 from composer.utils import dist, get_device
 
@@ -18,7 +18,7 @@ from rewarm.config.errors import UserError
 from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
-from rewarm.data.stream import EvalData, TrainData, build_eval_loader, build_train_loader
+from rewarm.data.stream import build_eval_loader, build_train_loader
 from rewarm.model.attention import choose_attention
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
@@ -31,7 +31,15 @@ from rewarm.report.records import Events
 from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers
 from rewarm.resume.lock import run_lock
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
-from rewarm.resume.state import Checkpointing, Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
+from rewarm.resume.state import (
+    Checkpointing,
+    Restore,
+    RunState,
+    describe_run,
+    previous_lr,
+    refuse_changes,
+    timestamp_at,
+)
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
 from rewarm.start import announce, load_loggers, on_rank_zero, write_start_files
 
@@ -67,7 +75,9 @@ def run(config: RunConfig) -> int:
     device = get_device(None)
     dist.initialize_dist(device)  # before the first dataset, or Streaming makes a process group of its own
     if config.run_folder.startswith('s3://'):
-        raise UserError(f'run_folder: {config.run_folder}: buckets are not supported in this version; write a local folder')
+        raise UserError(
+            f'run_folder: {config.run_folder}: buckets are not supported in this version; write a local folder'
+        )
     folder = Path(config.run_folder)
     root = folder / 'checkpoints'
     stop = StopRequest(config.preemption.signals)
@@ -128,17 +138,13 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
     clip = ClipGradients(this.model.pythia, config.max_grad_norm)
     rewarm = Rewarm(
         stage,
-        hyperparameters=Hyperparameters(
-            config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay
-        ),
+        hyperparameters=Hyperparameters(config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay),
         record=events.record_once,
     )
     restore = Restore(
         state, timestamp=timestamp_at(state.batch, stage, plan), model=this.model.pythia, seed=config.seed
     )
-    train_records = TrainRecords(
-        this.folder, stage=stage, plan=plan, order=train.mix, grad_norm=lambda: clip.norm
-    )
+    train_records = TrainRecords(this.folder, stage=stage, plan=plan, order=train.mix, grad_norm=lambda: clip.norm)
     eval_records = EvalRecords(
         this.folder,
         stage=stage,

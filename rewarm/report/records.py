@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Events:
     def record(self, event: str, **fields: Any) -> None:
         """Writes one event with the time (UTC) and the position."""
         if self.active:
-            now = datetime.now(timezone.utc).isoformat(timespec='milliseconds')
+            now = datetime.now(UTC).isoformat(timespec='milliseconds')
             self.lines.append([{'time': now, 'event': event, **self.position, **fields}])
 
     def record_once(self, event: str, **fields: Any) -> None:

@@ -104,7 +104,9 @@ def write(
             _flush(path)
         _flush(temporary)
         target = root / name
-        if target.exists():  # The same batch saved again, by a run that was set back; it holds the same bits or is broken.
+        if (
+            target.exists()
+        ):  # The same batch saved again, by a run that was set back; it holds the same bits or is broken.
             shutil.rmtree(target)
         temporary.rename(target)
         _flush(root)

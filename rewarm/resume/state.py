@@ -76,9 +76,7 @@ class RunState:
             )
 
 
-def describe_run(
-    config: RunConfig, plan: Plan, run_state: RunState, state: State, rewarm: Algorithm
-) -> dict[str, Any]:
+def describe_run(config: RunConfig, plan: Plan, run_state: RunState, state: State, rewarm: Algorithm) -> dict[str, Any]:
     """What ``state.json`` holds besides the position: JSON types only."""
     begun = [
         {**record, 'identity': identity(stage)} for record, stage in zip(run_state.stages, plan.stages, strict=False)
@@ -123,7 +121,8 @@ def refuse_changes(saved: Checkpoint | None, config: RunConfig, plan: Plan) -> N
         found += _differences(saved.state['optimizer'], _optimizer_settings(config))
     if found:
         raise UserError(
-            f'the run file does not go with {saved.path}:\n' + '\n'.join(f'  {text}' for text in found)
+            f'the run file does not go with {saved.path}:\n'
+            + '\n'.join(f'  {text}' for text in found)
             + '\nPut the old values back, or start another run (another `run_folder`)'
         )
 
@@ -229,7 +228,7 @@ def load_optimizer(model: Module, optimizer: Optimizer, checkpoint: Checkpoint) 
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for path in checkpoint.optimizer_files:
         with safe_open(path, framework='pt') as file:
-            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            for key in file.keys():
                 name, _, what = key.rpartition('.')
                 per_parameter.setdefault(index[name], {})[what] = file.get_tensor(key)
     # Passing the current groups back keeps the run file's hyperparameters.
@@ -256,7 +255,9 @@ def _copy(targets: Mapping[str, Tensor], file: Any) -> None:
         for name, target in targets.items():
             source = file.get_tensor(name)
             if source.shape != target.shape:
-                raise RuntimeError(f'{name} has shape {tuple(source.shape)} in the checkpoint, {tuple(target.shape)} here')
+                raise RuntimeError(
+                    f'{name} has shape {tuple(source.shape)} in the checkpoint, {tuple(target.shape)} here'
+                )
             target.copy_(source)
 
 
@@ -303,7 +304,7 @@ class Checkpointing(Callback):
         interval: Duration,
         keep: int,
         stop: StopRequest,
-        sync_records: Callable[[], None],
+        sync_records: Callable[[], object],
         events: EventLog,
     ) -> None:
         self.root = root

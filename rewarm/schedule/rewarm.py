@@ -5,7 +5,7 @@ No scheduler object exists, so there is no scheduler state for a checkpoint to f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from composer import Algorithm, Event, Logger, State
@@ -114,7 +114,7 @@ class Rewarm(Algorithm):
             group['weight_decay'] = self.hyperparameters.weight_decay if group['weight_decay'] else 0.0
 
 
-def apply_optimizer_policy(optimizer: Optimizer, policy: Literal['keep', 'reset', 'reset_second_moment']) -> None:
+def apply_optimizer_policy(optimizer: Optimizer, policy: str) -> None:
     """Treats AdamW's state at a stage's start.
 
     ``keep`` leaves it. ``reset`` forgets it. ``reset_second_moment`` forgets the scale of the gradients and keeps their

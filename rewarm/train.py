@@ -175,7 +175,7 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         eval_dataloader=[Evaluator(label=name, dataloader=each.spec) for name, each in evals.items()] or None,
         eval_interval=eval_records.due,
         max_duration=Time(stage.end_tokens, TimeUnit.TOKEN),  # counted from the run's start
-        algorithms=[restore, rewarm, clip],  # in this order: the stage begins on restored tensors
+        algorithms=[clip, rewarm, restore],  # last first at AFTER_LOAD: the stage begins on restored tensors
         callbacks=[eval_records, checkpointing, train_records],
         loggers=this.loggers,
         device=device,

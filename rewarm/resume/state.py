@@ -170,8 +170,8 @@ def timestamp_at(batch: int, stage: StagePlan, plan: Plan) -> Timestamp:
 class Restore(Algorithm):
     """Puts a Trainer where the run is, and seeds every batch by its number.
 
-    An algorithm, not a callback, because it changes the training state, and algorithms run first: ``Rewarm`` finds
-    everything restored. It acts at AFTER_LOAD, when the model is on its device and not yet wrapped for DDP.
+    An algorithm, not a callback, because it changes the training state. Pass it last: Composer runs algorithms in reverse
+    at AFTER events, and ``Rewarm`` must find everything restored. It acts at AFTER_LOAD, when the model is on its device and not yet wrapped for DDP.
 
     Args:
         run_state (RunState): What to restore.

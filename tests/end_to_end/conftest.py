@@ -118,7 +118,7 @@ class Run:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / 'checkpoints').glob('ba*'))
+        return sorted(path.name for path in (self.folder / 'checkpoints').glob('ba????????'))
 
     def losses(self) -> list[tuple]:
         """Everything of the metrics that does not depend on the clock."""

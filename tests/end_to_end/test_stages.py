@@ -1,6 +1,8 @@
 """Stages are appended, annealed and forked; what has been trained cannot be edited."""
 
 import shutil
+import signal
+import time
 
 import pytest
 
@@ -58,10 +60,16 @@ def test_what_has_been_trained_cannot_be_edited(finished, unbroken, data, overri
 
 def test_other_data_under_a_begun_stage_is_refused(make_run, data):
     run = make_run()
-    run.finish('stages.1.max_duration=2ba')
+    process = run.start('stages.1.max_duration=4000ba', 'eval.interval=4000ba')
+    while len(run.lines('metrics')) < 9:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     text = run.file.read_text()
     run.file.write_text(text.replace(f'local: {data}/new, proportion', f'local: {data}/new-val, proportion'))
-    output = run.finish('stages.1.schedule.name=constant', code=2)
+    output = run.finish('stages.1.max_duration=4000ba', code=2)
+    assert 'stage `second` has begun with other data' in output
     assert 'Traceback' not in output
 
 
@@ -69,12 +77,10 @@ def test_anneal_now_from_a_plateau_and_another_from_its_pinned_checkpoint(make_r
     run = make_run('stable')
     plateau = ('stages.1.schedule={name: constant, lr: 1.0e-2, warmup: 2ba}',)
     # The stage was planned for 40 batches; it is told to go at some batch of its plateau.
-    import signal
-
-    from test_resume import wait_for
-
     process = run.start(*plateau, 'stages.1.max_duration=400ba', 'eval.interval=100ba')
-    wait_for(lambda: len(run.lines('metrics')) >= 10)
+    while len(run.lines('metrics')) < 10:
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-pins lock bench
+.PHONY: env demo test check test-fast test-demo test-pins lock bench
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -22,7 +22,10 @@ check: env  ## Style, types, import direction, then all tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: env  ## Tests that take seconds
-	$(BIN)/pytest -m 'not slow and not gpu'
+	$(BIN)/pytest -m 'not slow and not gpu and not demo'
+
+test-demo: env  ## What the whole demo must show: signs and half of the differences measured
+	$(BIN)/pytest -m demo
 
 test-pins:  ## The suite on the versions that Composer and Streaming officially pin
 	@PYTHON=$(PYTHON) scripts/env.sh .venv-pins requirements-pins.lock

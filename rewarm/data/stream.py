@@ -4,11 +4,14 @@ Global batch b of a stage is the samples b * G up to (b + 1) * G in order; each 
 batches to loader workers in turn. So neither ranks nor workers change what a batch holds.
 """
 
+import atexit
+import contextlib
+import functools
 import signal
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -160,11 +163,12 @@ def _build(
 
 
 def _data_spec(dataset: MixedDataset, workers: int) -> DataSpec:
-    loader: DataLoader[Any] = DataLoader(
+    _end_workers_at_exit()
+    loader = _Loader(
         dataset,
         batch_size=dataset.batch_size,
         num_workers=workers,
-        collate_fn=partial(_collate, seq_len=dataset._seq_len),
+        collate_fn=functools.partial(_collate, seq_len=dataset._seq_len),
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
@@ -173,6 +177,30 @@ def _data_spec(dataset: MixedDataset, workers: int) -> DataSpec:
         generator=torch.Generator(),  # starting workers must not move the run's random state
     )
     return DataSpec(loader, get_num_samples_in_batch=_num_samples, get_num_tokens_in_batch=_num_tokens)
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that remembers its workers."""
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        _workers.update(getattr(iterator, '_workers', ()))
+        return iterator
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Python ends its child processes with SIGTERM and waits; ours ignore it. Registered later, so called before."""
+
+    @atexit.register
+    def end() -> None:
+        for worker in list(_workers):
+            with contextlib.suppress(ValueError):  # closed
+                if worker.is_alive():
+                    worker.kill()
 
 
 def _collate(samples: list[Sample], seq_len: int) -> dict[str, torch.Tensor]:

@@ -199,6 +199,26 @@ def test_workers_ignore_the_signals_a_scheduler_sends_to_the_group(config, built
     assert [batch['sample_ids'].tolist() for batch in batches] == expected_ids()
 
 
+LEFT_OPEN = """
+import pickle, sys
+from pathlib import Path
+from rewarm.data.stream import build_train_loader
+config = pickle.loads((Path(sys.argv[1]) / 'configs').read_bytes())
+data = build_train_loader(config.stages[0], config=config, start_sample=0, total_samples=160)
+iterator = iter(data.spec.dataloader)
+next(iterator)
+sys.exit(75)
+"""
+
+
+def test_a_process_with_an_open_loader_still_exits(config, tmp_path):
+    (tmp_path / 'configs').write_bytes(pickle.dumps(config(2)))
+    began = time.monotonic()
+    ((errors, code),) = run_ranks(tmp_path, LEFT_OPEN, 1)
+    assert code == 75, errors
+    assert time.monotonic() - began < 60
+
+
 def test_workers_may_be_spawned(config, built):
     data = built(config())
     loader = data.spec.dataloader

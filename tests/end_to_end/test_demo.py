@@ -107,6 +107,7 @@ def rise(arm: Arm) -> float:
     return value
 
 
+@pytest.mark.demo
 def test_demo_is_preempted_goes_on_and_reports_every_arm(demo, arms):
     place, printed = demo
     check_preempted_and_whole(place, 'rewarm')
@@ -115,17 +116,20 @@ def test_demo_is_preempted_goes_on_and_reports_every_arm(demo, arms):
     assert all(f'{name} finished' in printed for name in arms)
 
 
+@pytest.mark.demo
 def test_arms_start_from_the_weights_that_upstream_ended_with(arms):
     for name in ('constant', 'replay', 'same-data'):
         assert old(arms[name]).before == old(arms['rewarm']).before
         assert new(arms[name]).before == new(arms['rewarm']).before
 
 
+@pytest.mark.demo
 def test_rewarming_ends_below_constant_and_scratch_on_new_data(arms):
     assert new(arms['rewarm']).end - new(arms['constant']).end < -0.13  # -0.28 to -0.26
     assert new(arms['rewarm']).end - new(arms['scratch']).end < -0.08  # -0.20 to -0.17
 
 
+@pytest.mark.demo
 def test_rewarming_forgets_and_more_than_constant(arms):
     assert rise(arms['rewarm']) > 0.5  # 1.16 to 1.21
     assert forgetting(arms['constant']) > 0.25  # 0.57 to 0.65
@@ -133,6 +137,7 @@ def test_rewarming_forgets_and_more_than_constant(arms):
     assert old(arms['rewarm']).peak - old(arms['rewarm']).end > 0.05  # and it recovers in part
 
 
+@pytest.mark.demo
 def test_replay_saves_most_of_the_old_at_little_cost_to_the_new(arms):
     assert old(arms['replay']).end - old(arms['rewarm']).end < -0.4  # -0.90 to -0.83
     assert new(arms['replay']).end - new(arms['rewarm']).end < 0.12  # 0.04 to 0.06
@@ -140,6 +145,7 @@ def test_replay_saves_most_of_the_old_at_little_cost_to_the_new(arms):
     assert samples == {'new': 4680, 'old': 1560}  # exactly a quarter of 6,240
 
 
+@pytest.mark.demo
 def test_rewarming_raises_the_loss_even_on_the_same_data_and_it_recovers(arms):
     assert rise(arms['same-data']) > 0.15  # 0.30 to 0.34
     assert forgetting(arms['same-data']) < 0  # -0.18 to -0.16

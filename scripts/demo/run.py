@@ -28,7 +28,8 @@ __all__ = ['Training', 'main', 'train_all']
 
 ROOT = Path(__file__).parents[2]
 DATA = Path('data/demo')
-DATASETS = ('old', 'old-unseen', 'old-val', 'new', 'new-val')
+QUICK_DATASETS = ('old', 'old-val', 'new', 'new-val')
+DATASETS = (*QUICK_DATASETS, 'old-unseen')
 ARMS = ('rewarm', 'scratch', 'constant', 'replay', 'same-data')  # in the order in which they start
 AT_A_TIME = 2  # one thread each
 PREEMPTED = 75  # rewarm's exit code for "saved; start me again"
@@ -250,7 +251,7 @@ def main() -> None:
     run([sys.executable, 'scripts/demo/corpus.py', str(DATA / 'text')])
 
     headline('Text -> tokens -> shards')
-    for name in DATASETS:
+    for name in DATASETS if not arguments.quick else QUICK_DATASETS:
         options = ['--tokenizer', DATA / 'text/tokenizer.json', '--seq-len', '128']
         run(rewarm('convert', DATA / f'text/{name}.jsonl', DATA / name, *options))
 

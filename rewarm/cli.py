@@ -181,6 +181,34 @@ def export_checkpoint(
     print(out)
 
 
+@app.command('import')
+def import_checkpoint(
+    source: Annotated[str, typer.Argument(help='A Hugging Face folder, or an id in the local cache.')],
+    checkpoint: Annotated[Path, typer.Argument(help='The checkpoint folder to write; must not exist.')],
+) -> None:
+    """Makes a checkpoint of Hugging Face weights, for `init_from: checkpoint:FOLDER`; it holds no optimizer state."""
+    import tempfile
+
+    from rewarm.model.pythia import Pythia
+    from rewarm.model.weights import find_hf_folder, load_hf, read_hf_config
+    from rewarm.resume.checkpoint import write
+    from rewarm.resume.state import state_without_training
+
+    if checkpoint.exists():
+        raise UserError(f'{checkpoint} exists already; name a new folder')
+    found = read_hf_config(find_hf_folder(source))
+    model = Pythia(found.shape, gelu=found.gelu)
+    for note in load_hf(model, source).notes:
+        print(note)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
+        written = write(
+            Path(folder), batch=0, model=model.state_dict(), optimizer={}, state=state_without_training(source)
+        )
+        written.rename(checkpoint)
+    print(checkpoint)
+
+
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a dataset folder.')]) -> None:
     """Checks a checkpoint or a dataset: hashes, counts, card."""

@@ -29,10 +29,10 @@ from rewarm.model.weights import load_hf
 from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back
 from rewarm.report.records import Events
 from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers
+from rewarm.resume.checkpointing import Checkpointing
 from rewarm.resume.lock import run_lock
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
 from rewarm.resume.state import (
-    Checkpointing,
     Restore,
     RunState,
     describe_run,

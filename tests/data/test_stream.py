@@ -269,7 +269,7 @@ dist.initialize_dist(device)
 if dist.get_local_rank() == 0:
     sweep_shared_memory()
 dist.barrier()
-out, numbers = {}, []
+out, memory = {}, Path('/dev/shm')
 for workers, config in pickle.loads((folder / 'configs').read_bytes()).items():
     for start in (0, 7):
         size = config.global_train_batch_size
@@ -280,10 +280,12 @@ for workers, config in pickle.loads((folder / 'configs').read_bytes()).items():
         for each, data in zip(sets, evals):
             out[workers, start, each.name] = [(b['sample_ids'].tolist(), b['labels'].tolist()) for b in data.spec.dataloader]
         datasets = [train.dataset, *(data.dataset for data in evals)]
-        numbers += [f'{dataset._shm_prefix_int:06}_' for dataset in datasets]
-        release(datasets)
-        left = [path.name for path in Path('/dev/shm').iterdir() if path.name.startswith(tuple(numbers))]
+        numbers = tuple(f'{dataset._shm_prefix_int:06}_' for dataset in datasets)
+        ours = {path.stat().st_ino for path in memory.iterdir() if path.name.startswith(numbers)}
+        assert len(ours) == 6 * len(datasets), ours
         dist.barrier()
+        release(datasets)
+        left = [path.name for path in memory.iterdir() if path.name.startswith(numbers) and path.stat().st_ino in ours]
         out[workers, start, 'left'] = left
 (folder / f'rank{dist.get_global_rank()}').write_bytes(pickle.dumps(out))
 """

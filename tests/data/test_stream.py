@@ -270,23 +270,26 @@ if dist.get_local_rank() == 0:
     sweep_shared_memory()
 dist.barrier()
 out, memory = {}, Path('/dev/shm')
-for workers, config in pickle.loads((folder / 'configs').read_bytes()).items():
-    for start in (0, 7):
-        size = config.global_train_batch_size
-        train = build_train_loader(config.stages[0], config=config, start_sample=start * size, total_samples=20 * size)
-        sets = [EvalSetConfig(name=s.name, local=s.local, role='upstream') for s in config.stages[0].train.streams]
-        evals = [build_eval_loader(each, config=config) for each in sets]
-        out[workers, start] = [b['sample_ids'].tolist() for b in train.spec.dataloader]
-        for each, data in zip(sets, evals):
-            out[workers, start, each.name] = [(b['sample_ids'].tolist(), b['labels'].tolist()) for b in data.spec.dataloader]
-        datasets = [train.dataset, *(data.dataset for data in evals)]
-        numbers = tuple(f'{dataset._shm_prefix_int:06}_' for dataset in datasets)
-        ours = {path.stat().st_ino for path in memory.iterdir() if path.name.startswith(numbers)}
-        assert len(ours) == 6 * len(datasets), ours
-        dist.barrier()
-        release(datasets)
-        left = [path.name for path in memory.iterdir() if path.name.startswith(numbers) and path.stat().st_ino in ours]
-        out[workers, start, 'left'] = left
+for (workers, start), config in pickle.loads((folder / 'configs').read_bytes()).items():
+    size = config.global_train_batch_size
+    train = build_train_loader(config.stages[0], config=config, start_sample=start * size, total_samples=20 * size)
+    out[workers, start] = [batch['sample_ids'].tolist() for batch in train.spec.dataloader]
+    datasets = [train.dataset]
+    for stream in config.stages[0].train.streams:
+        source = EvalSetConfig(name=stream.name, local=stream.local, role='upstream')
+        data = build_eval_loader(source, config=config)
+        out[workers, start, stream.name] = [
+            (batch['sample_ids'].tolist(), batch['labels'].tolist()) for batch in data.spec.dataloader
+        ]
+        datasets.append(data.dataset)
+    numbers = tuple(f'{dataset._shm_prefix_int:06}_' for dataset in datasets)
+    ours = {path.stat().st_ino for path in memory.iterdir() if path.name.startswith(numbers)}
+    assert len(ours) == 6 * len(datasets), ours
+    dist.barrier()
+    release(datasets)
+    left = [path.name for path in memory.iterdir() if path.name.startswith(numbers) and path.stat().st_ino in ours]
+    dist.barrier()
+    out[workers, start, 'left'] = left
 (folder / f'rank{dist.get_global_rank()}').write_bytes(pickle.dumps(out))
 """
 
@@ -322,26 +325,23 @@ def run_ranks(folder, script, ranks, *arguments):
 
 @pytest.mark.parametrize('ranks', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_world_reads_the_same_global_batches(config, tmp_path, ranks):
-    (tmp_path / 'configs').write_bytes(
-        pickle.dumps({workers: config(workers, device_train_microbatch_size=2) for workers in (0, 1, 2)})
-    )
+    cases = [(0, 0), (1, 7), (2, 13)]  # loader workers, first batch
+    configs = {(workers, start): config(workers, device_train_microbatch_size=2) for workers, start in cases}
+    (tmp_path / 'configs').write_bytes(pickle.dumps(configs))
     for errors, code in run_ranks(tmp_path, RANK, ranks):
         assert code == 0, errors
     of_ranks = [pickle.loads((tmp_path / f'rank{rank}').read_bytes()) for rank in range(ranks)]
-    for workers in (0, 1, 2):
-        for start in (0, 7):
-            batches = zip(*(of_rank[workers, start] for of_rank in of_ranks), strict=True)
-            assert [list(chain(*parts)) for parts in batches] == expected_ids()[start:]
-            for name, size in SIZES.items():
-                evals = [of_rank[workers, start, name] for of_rank in of_ranks]
-                assert len({len(of_rank) for of_rank in evals}) == 1  # each rank has as many batches
-                ids = [at for parts in zip(*evals, strict=True) for part in parts for at in part[0]]
-                labels = [row for parts in zip(*evals, strict=True) for part in parts for row in part[1]]
-                assert ids[:size] == list(range(size))
-                assert set(ids[size:]) <= {-1}
-                assert labels[:size] == [tokens_of(name, at)[1:].tolist() for at in range(size)]
-                assert all(set(row) == {IGNORED} for row in labels[size:])
-            assert not any(of_rank[workers, start, 'left'] for of_rank in of_ranks)
+    for case in cases:
+        batches = zip(*(of_rank[case] for of_rank in of_ranks), strict=True)
+        assert [list(chain(*parts)) for parts in batches] == expected_ids()[case[1] :]
+        assert not any(of_rank[*case, 'left'] for of_rank in of_ranks)
+        for name, size in SIZES.items():
+            evals = [of_rank[*case, name] for of_rank in of_ranks]  # zip is strict: each rank has as many batches
+            ids = [at for parts in zip(*evals, strict=True) for part in parts for at in part[0]]
+            labels = [row for parts in zip(*evals, strict=True) for part in parts for row in part[1]]
+            assert ids == [*range(size), *[-1] * (len(ids) - size)]
+            assert labels[:size] == [tokens_of(name, at)[1:].tolist() for at in range(size)]
+            assert all(set(row) == {IGNORED} for row in labels[size:])
 
 
 FAILING_RANK = """

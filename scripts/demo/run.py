@@ -103,6 +103,7 @@ class Training:
         self.waits_for = Path(source, 'manifest.json') if source else None
         self.process: subprocess.Popen | None = None
         self.bar: tqdm | None = None
+        self.resumed_at: str | None = None
         self.log = Path(f'runs/demo-logs/{name}.log')
 
     @property
@@ -116,7 +117,15 @@ class Training:
         tell(f'{shown(self.command)}    # output in {self.log}')
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
         with self.log.open('ab') as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            # In a process group of its own, so that Ctrl-C reaches it once: from us, as a SIGTERM.
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,
+            )
         if ON_A_TERMINAL and self.bar is None:
             layout = (
                 '{desc:<10}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} batches [{elapsed}<{remaining}{postfix}]'
@@ -162,6 +171,12 @@ class Training:
             SystemExit: If the run failed; its last lines are printed.
         """
         code = self.process.poll() if self.process else None
+        resume = last_record(self.folder / 'events.jsonl', event='resume')
+        if resume.get('time') != self.resumed_at:
+            self.resumed_at = resume['time']
+            tell(
+                f'  {self.name} went on behind batch {resume["batch"]:,}; batches to do again: {resume["lost_batches"]}'
+            )
         if code is None:
             return False
         if code == PREEMPTED:
@@ -178,15 +193,6 @@ class Training:
         _, account = self.progress()
         tell(f'  {self.name} finished: {account}')
         return True
-
-    def stop(self) -> None:
-        """Lets the process save and leave, if it still runs."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
 
 
 def tell(text: str) -> None:
@@ -221,8 +227,24 @@ def train_all(trainings: list[Training]) -> None:
                 for training in running:
                     training.draw()
     finally:
-        for training in running:
-            training.stop()
+        stop([training.process for training in running if training.process is not None])
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+    """Lets processes save and leave, if they still run."""
+    for process in processes:
+        process.terminate()  # does nothing to one that has ended
+    for process in processes:
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def on_signals() -> None:
+    """Makes the signals that end a process end this one in order, so that no run outlives the demo."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def start_over(folders: list[Path]) -> None:
@@ -240,7 +262,7 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='the two-stage run alone, shorter: under two minutes')
     parser.add_argument('--figure', type=Path, help="also draw the README's figure there (.svg or .png)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run outlives the demo
+    on_signals()
     os.chdir(ROOT)
     names = ('quick',) if arguments.quick else ARMS
     trainings = [Training(name, sigterm=name == names[0]) for name in names]
@@ -275,4 +297,5 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
+        print('\nStopped. The next demo starts over.', file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,7 +1,10 @@
 """The demo's driver, with a stand-in for `rewarm train`: what it starts when, what a preemption and a failure do."""
 
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 write('events.jsonl', event='run_start')
 position = folder / 'position'
 done = int(position.read_text()) if position.exists() else 0
+if done: write('events.jsonl', event='resume', time='now', batch=done, lost_batches=0)
 while done < batches:
     time.sleep(0.03)
     done = min(done + 100, batches)
@@ -67,6 +71,8 @@ def test_preempted_in_the_second_stage_and_started_again_until_it_is_done(place,
     out = capsys.readouterr().out
     assert out.count('SIGTERM to rewarm at batch') == 1
     assert 'left with code 75' in out
+    assert out.count('went on behind batch') == 1
+    assert 'batches to do again: 0' in out
     assert 'rewarm finished: upstream, rate 1.0e-03, loss 4.00, old 3.50' in out
     assert 'batches, upstream, rate' in out  # a sign of life without a terminal
 
@@ -95,6 +101,32 @@ def test_a_failure_shows_the_end_of_its_log_and_stops_the_others(place, capsys):
     err = capsys.readouterr().err
     assert 'no such disk' in err
     assert 'runs/demo-logs/scratch.log' in err
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_no_run_outlives_the_driver_and_each_may_save(place, number, code):
+    stand_in = 'import signal, time; from pathlib import Path\n'
+    stand_in += 'def left(*_): Path("left").write_text("saved"); raise SystemExit(75)\n'
+    stand_in += 'signal.signal(signal.SIGTERM, left); Path("ready").touch(); time.sleep(60)'
+    driver = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from scripts.demo import run
+run.on_signals()
+training = run.Training('scratch')
+training.command = [sys.executable, '-c', {stand_in!r}]
+try:
+    run.train_all([training])
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    process = subprocess.Popen([sys.executable, '-c', driver], stdout=subprocess.DEVNULL)
+    while not (place / 'ready').exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    assert (place / 'left').read_text() == 'saved'
 
 
 def test_starting_over_removes_only_what_it_names(place, capsys):

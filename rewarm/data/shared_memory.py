@@ -68,7 +68,7 @@ def build_dataset(build: Callable[[], D]) -> D:
         UserError: If a living run uses one of its cache folders.
     """
     leader = dist.get_local_rank() == 0
-    before = {id(block) for block in _objects(SharedMemory)}
+    before = _objects(SharedMemory)  # the objects, not their ids: those are used again
     with _machine_lock() if leader else contextlib.nullcontext():
         dist.barrier()
         dataset = _build_patiently(build, leader)
@@ -76,9 +76,9 @@ def build_dataset(build: Callable[[], D]) -> D:
             _hold(dataset)
         dist.barrier()
     # While it looked for a free number, Streaming opened the blocks of every other dataset, and keeps them open.
-    own = {id(block) for block in _blocks_of(dataset)}
+    kept = {id(block) for block in (*before, *_blocks_of(dataset))}
     for block in _objects(SharedMemory):
-        if id(block) not in before and id(block) not in own:
+        if id(block) not in kept:
             _close(block)
     return dataset
 
@@ -182,7 +182,11 @@ def _by_number(folder: Path, pattern: re.Pattern[str]) -> dict[str, list[Path]]:
 
 
 def _numbers_in_use() -> set[str]:
-    """Numbers of the datasets that any process we can look into has mapped or open."""
+    """Numbers of the datasets that any process we can look into has mapped or open.
+
+    A program that uses Streaming without us keeps what it opened while it looked for a number, so it can make a dead
+    run's blocks look alive until it ends.
+    """
     mapped = re.compile(rf'{SHARED_MEMORY}/{_BLOCK.pattern}')
     found: set[str] = set()
     for pid in filter(str.isdigit, os.listdir('/proc')):

@@ -1,0 +1,389 @@
+"""Streaming's shared memory: dead runs are swept, living ones are not touched, stages leave nothing."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streaming import MDSWriter
+
+from rewarm.config.duration import Duration
+from rewarm.config.errors import UserError
+from rewarm.config.schedules import ConstantSchedule
+from rewarm.config.schema import (
+    DataConfig,
+    EvalSetConfig,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    StreamConfig,
+    TrainConfig,
+)
+from rewarm.data import shared_memory
+from rewarm.data.shared_memory import release, sweep_shared_memory
+from rewarm.data.stream import build_eval_loader, build_train_loader
+
+MEMORY = Path('/dev/shm')
+
+pytestmark = pytest.mark.skipif(not MEMORY.is_dir(), reason='shared memory has no folder on this system')
+
+
+@pytest.fixture(autouse=True)
+def own_lock_files(tmp_path, monkeypatch):
+    """A temporary folder of the test's own, so that its lock files can be counted."""
+    folder = tmp_path / 'tmp'
+    folder.mkdir()
+    monkeypatch.setenv('TMPDIR', str(folder))
+    monkeypatch.setattr('tempfile.tempdir', str(folder))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shards') / 'data'
+    with MDSWriter(out=str(folder), columns={'tokens': 'ndarray:uint16:17'}, size_limit=1500) as writer:
+        for sample in range(100):
+            writer.write({'tokens': np.full(17, sample, np.uint16)})
+    return str(folder)
+
+
+def run_config(num_workers=0, **source):
+    stages = [
+        StageConfig(
+            name=name,
+            max_duration=Duration(10, 'ba'),
+            train=TrainConfig(streams=(StreamConfig(name='new', **source),)),
+            schedule=ConstantSchedule(name='constant', lr=1e-3),
+        )
+        for name in ('one', 'two')
+    ]
+    return RunConfig(
+        run_name='test',
+        run_folder='runs/test',
+        max_seq_len=16,
+        global_train_batch_size=8,
+        device_train_microbatch_size=4,
+        data=DataConfig(num_workers=num_workers, shuffle_block_size=64),
+        tokenizer='none',
+        model=ModelConfig(name='pythia-14m', init_from='scratch'),
+        stages=tuple(stages),
+    )
+
+
+def build(config, stage=0):
+    return build_train_loader(config.stages[stage], config=config, start_sample=0, total_samples=80)
+
+
+def blocks_of(*datasets):
+    """(name, inode) of every block of these datasets; a number may go to another run as soon as it is free."""
+    numbers = tuple(f'{dataset._shm_prefix_int:06}_' for dataset in datasets)
+    return {(path.name, path.stat().st_ino) for path in MEMORY.iterdir() if path.name.startswith(numbers)}
+
+
+def still_there(blocks):
+    return {name for name, inode in blocks if (MEMORY / name).exists() and (MEMORY / name).stat().st_ino == inode}
+
+
+# ---------------------------------------------------------------- released
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_two_stages_of_three_datasets_leave_nothing(shards, own_lock_files, num_workers):
+    config = run_config(num_workers, local=shards)
+    descriptors = []
+    for stage in (0, 1):
+        train = build(config, stage)
+        evals = [
+            build_eval_loader(EvalSetConfig(name=name, local=shards, role='upstream'), config=config)
+            for name in ('old', 'new')
+        ]
+        for data in (train, *evals):
+            assert sum(len(batch['sample_ids']) for batch in data.spec.dataloader) >= 80
+        datasets = [data.dataset for data in (train, *evals)]
+        blocks = blocks_of(*datasets)
+        assert len(blocks) == 18
+        release(datasets)
+        assert not still_there(blocks)
+        assert not list(own_lock_files.iterdir())
+        del train, evals, data, datasets
+        descriptors.append(open_blocks())
+    assert descriptors == [0, 0]
+
+
+def open_blocks():
+    """Descriptors of this process that point to blocks of shared memory."""
+    links = []
+    for number in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            links.append(os.readlink(f'/proc/self/fd/{number}'))
+    return sum(bool(shared_memory._BLOCK.match(link.removeprefix(f'{MEMORY}/'))) for link in links)
+
+
+def test_datasets_do_not_keep_each_others_blocks_open(shards):
+    config = run_config(local=shards)
+    made, counts = [], [open_blocks()]
+    for _ in range(4):
+        made.append(build(config).dataset)
+        counts.append(open_blocks())
+    release(made)
+    # Six blocks and one lock, with one more descriptor for each mapping. Streaming alone opens those of the others too.
+    assert len(set(np.diff(counts).tolist())) == 1, counts
+    assert open_blocks() == counts[0]
+
+
+def test_a_half_read_dataset_is_released_without_waiting(shards):
+    data = build(run_config(local=shards))
+    iterator = iter(data.spec.dataloader)
+    next(iterator)
+    blocks = blocks_of(data.dataset)
+    began = time.monotonic()
+    release([data.dataset])
+    assert time.monotonic() - began < 5
+    assert not still_there(blocks)
+
+
+def test_a_dataset_whose_thread_failed_is_released(shards, tmp_path):
+    remote = Path(shutil.copytree(shards, tmp_path / 'remote'))
+    (remote / 'shard.00001.mds').unlink()
+    data = build(run_config(remote=str(remote), local=str(tmp_path / 'cache')))
+    data.dataset.streams[0].download_retry = 1
+    with pytest.raises(RuntimeError):
+        list(data.spec.dataloader)
+    blocks = blocks_of(data.dataset)
+    release([data.dataset])
+    assert not still_there(blocks)
+
+
+# ---------------------------------------------------------------- swept
+
+OTHER_RUN = """
+import sys, time
+sys.path[:0] = [{tests!r}]
+import test_shared_memory as own
+from streaming import Stream, StreamingDataset
+kind, shards, cache = sys.argv[1:]
+if kind == 'streaming':  # a program that knows nothing of us
+    data = StreamingDataset(streams=[Stream(remote=shards, local=cache)], batch_size=4)
+else:
+    data = own.build(own.run_config(2 if kind == 'workers' else 0, remote=shards, local=cache)).spec.dataloader
+if kind in ('reading', 'workers'):
+    iterator = iter(data)
+    next(iterator)
+print('ready', flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def other_run(shards, tmp_path):
+    """Starts another run in a group of its own, and ends whatever is left of it after the test."""
+    started = []
+
+    def start(kind, cache):
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                '-W',
+                'ignore',
+                '-c',
+                OTHER_RUN.format(tests=str(Path(__file__).parent)),
+                kind,
+                shards,
+                cache,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2]), 'OMP_NUM_THREADS': '1'},
+        )
+        started.append(process)
+        assert process.stdout.readline() == 'ready\n'
+        # Which are its: the ones that hold its folder's name, then all of the same number.
+        mine = [
+            path.name.split('_')[0]
+            for path in MEMORY.glob('*_locals')
+            if os.path.abspath(cache).encode() in path.read_bytes()
+        ]
+        assert len(mine) == 1
+        return process, {(path.name, path.stat().st_ino) for path in MEMORY.glob(f'{mine[0]}_*')}
+
+    yield start
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        process.stdout.close()
+    sweep_shared_memory()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Keeps other runs of this machine from sweeping for a moment, while we look at what a killed one left."""
+
+    @contextlib.contextmanager
+    def hold():
+        with shared_memory._machine_lock(), monkeypatch.context() as patched:
+            patched.setattr(shared_memory, '_machine_lock', contextlib.nullcontext)
+            yield
+
+    return hold
+
+
+def sweep_until_gone(blocks):
+    """Once is enough, unless a program that looks for a free number at this moment has the blocks open, too."""
+    deadline = time.monotonic() + 30
+    while sweep_shared_memory() >= 0 and still_there(blocks):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize('kind', ['reading', 'streaming'])
+def test_a_living_run_is_left_alone_and_a_dead_one_is_swept(other_run, alone, tmp_path, kind):
+    process, blocks = other_run(kind, str(tmp_path / 'cache'))
+    assert len(blocks) == 6
+    sweep_shared_memory()
+    assert still_there(blocks) == {name for name, _ in blocks}
+    with alone():
+        kill_group(process)
+        assert still_there(blocks) == {name for name, _ in blocks}  # the resource tracker died with the group
+    sweep_until_gone(blocks)
+
+
+def test_killed_before_the_first_sample_it_can_start_again(other_run, alone, shards, tmp_path):
+    cache = str(tmp_path / 'cache')
+    process, blocks = other_run('built', cache)
+    with alone():
+        kill_group(process)
+        assert still_there(blocks)
+    sweep_until_gone(blocks)
+    data = build(run_config(remote=shards, local=cache))
+    assert len(list(data.spec.dataloader)) == 10
+    release([data.dataset])
+
+
+def test_killed_before_the_first_sample_streaming_alone_would_refuse(other_run, alone, shards, tmp_path, monkeypatch):
+    # If this fails, Streaming has mended it, and the sweep has less to do.
+    cache = str(tmp_path / 'cache')
+    process, _ = other_run('built', cache)
+    monkeypatch.setattr(shared_memory, '_sweep', lambda: 0)
+    monkeypatch.setattr(shared_memory, '_REUSE_SECONDS', 0.0)
+    with alone():
+        kill_group(process)
+        with pytest.raises(UserError, match='uses the same cache folder'):
+            build(run_config(remote=shards, local=cache))
+
+
+def test_two_runs_in_one_cache_are_told_what_to_do(other_run, shards, tmp_path, monkeypatch):
+    cache = str(tmp_path / 'cache')
+    _, blocks = other_run('built', cache)  # once it reads, it has a lock file, and Streaming looks no further
+    monkeypatch.setattr(shared_memory, '_REUSE_SECONDS', 0.5)
+    with pytest.raises(UserError, match=r'same cache folder .*cache.*a `local` of its own'):
+        build(run_config(remote=shards, local=cache))
+    assert still_there(blocks) == {name for name, _ in blocks}
+
+
+@pytest.mark.slow
+def test_loaders_that_outlive_a_killed_run_are_waited_for(other_run, shards, tmp_path):
+    cache = str(tmp_path / 'cache')
+    process, _ = other_run('workers', cache)
+    os.kill(process.pid, signal.SIGKILL)  # only the process: its workers notice within five seconds
+    process.wait()
+    for path in Path(os.environ['TMPDIR']).glob('*_filelock'):
+        path.unlink()
+    sweep_shared_memory()
+    data = build(run_config(remote=shards, local=cache))
+    assert len(list(data.spec.dataloader)) == 10
+    release([data.dataset])
+
+
+def test_stale_lock_files_are_removed_and_others_kept(own_lock_files, shards):
+    data = build(run_config(local=shards))
+    list(data.spec.dataloader)
+    living = own_lock_files / f'{data.dataset._shm_prefix_int:06}_cache_filelock'
+    living.touch()
+    stale = [own_lock_files / name for name in ('999998_barrier_filelock', '999998_cache_filelock')]
+    strange = own_lock_files / 'cache_filelock'
+    for path in (*stale, strange):
+        path.touch()
+    sweep_shared_memory()
+    assert living.exists()
+    assert strange.exists()
+    assert not any(path.exists() for path in stale)
+    release([data.dataset])
+    assert not living.exists()
+
+
+def test_memory_of_other_programs_is_not_ours_to_sweep():
+    strange = [MEMORY / name for name in ('999999_locals_of_mine', '99_locals', 'sem.999999_locals')]
+    dead = MEMORY / '999999_locals'
+    try:
+        for path in (*strange, dead):
+            path.touch()
+        sweep_shared_memory()
+        assert all(path.exists() for path in strange)
+        assert not dead.exists()
+    finally:
+        for path in (*strange, dead):
+            path.unlink(missing_ok=True)
+
+
+def test_a_block_held_in_a_container_that_we_cannot_look_into_is_kept(monkeypatch):
+    monkeypatch.setattr(shared_memory, '_numbers_in_use', set)  # no process to be seen
+    block = MEMORY / '999997_locals'
+    block.touch()
+    try:
+        with block.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
+            sweep_of = shared_memory._by_number(MEMORY, shared_memory._BLOCK)
+            # Only our own block: with no process to be seen, the sweep would take those of every run.
+            monkeypatch.setattr(shared_memory, '_by_number', lambda *_: {'999997': sweep_of['999997']})
+            sweep_shared_memory()
+            assert block.exists()
+        sweep_shared_memory()
+        assert not block.exists()
+    finally:
+        block.unlink(missing_ok=True)
+
+
+def test_runs_build_one_after_the_other(monkeypatch, caplog):
+    monkeypatch.setattr(shared_memory, '_LOCK_SECONDS', 0.1)
+    other = os.open(MEMORY, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with shared_memory._machine_lock():
+            pass
+    finally:
+        os.close(other)
+    assert 'another run has held' in caplog.text
+
+
+def test_a_race_for_a_number_is_run_again_once():
+    calls = []
+
+    def build_once():
+        calls.append(1)
+        if len(calls) == 1:
+            raise FileExistsError('/000066_locals')
+        return 'dataset'
+
+    assert shared_memory._build_patiently(build_once, leader=True) == 'dataset'
+
+    def never():
+        raise FileExistsError('/000066_locals')
+
+    with pytest.raises(FileExistsError):
+        shared_memory._build_patiently(never, leader=True)

@@ -470,6 +470,53 @@ def test_a_remote_without_local_has_a_cache_that_a_restart_finds(tmp_path, folde
     assert places[0][1] == 's3://bucket/new'
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A real S3 server on this machine, with the environment set for it; yields a client."""
+    pytest.importorskip('nanio', reason='no S3 server (pip install "rewarm[s3]")')
+    import boto3
+
+    port, keys = free_port(), ('AKTESTAKTESTAKTEST12', 'secretsecretsecretsecretsecret12')
+    program = [str(Path(sys.executable).with_name('nanio')), 'serve', '--data-dir', str(tmp_path / 's3')]
+    (tmp_path / 's3').mkdir()
+    server = subprocess.Popen(
+        [*program, '--host', '127.0.0.1', '--port', str(port), '--no-access-log'],
+        env={**os.environ, 'NANIO_ACCESS_KEY': keys[0], 'NANIO_SECRET_KEY': keys[1]},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{port}')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', keys[0])
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', keys[1])
+    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
+    client = boto3.client('s3', endpoint_url=f'http://127.0.0.1:{port}')
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.create_bucket(Bucket='data')
+            break
+        except Exception:
+            assert time.monotonic() < deadline, 'the S3 server did not start'
+            time.sleep(0.1)
+    yield client
+    client.close()
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_bucket_is_read_like_a_folder(tmp_path, folders, built, tokenizer_path, bucket, monkeypatch, num_workers):
+    for path in Path(folders['new']).iterdir():
+        bucket.upload_file(str(path), 'data', f'sets/new/{path.name}')
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))  # the cache of a remote without `local`
+    config = single(tmp_path, remote='s3://data/sets/new')
+    config = config.model_copy(update={'data': DataConfig(num_workers=num_workers), 'tokenizer': str(tokenizer_path)})
+    data = built(config, total=400)  # no card in the bucket: not an error
+    assert data.dataset.streams[0].remote == 's3://data/sets/new'
+    assert sorted(chain(*ids_of(data))) == list(range(400))
+    refused(single(tmp_path, remote='s3://data/sets/none'), 'no dataset at s3://data/sets/none: index.json is missing')
+
+
 def test_a_half_fetched_index_is_fetched_again(tmp_path, folders, built):
     cache = tmp_path / 'cache'
     cache.mkdir()

@@ -183,10 +183,14 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader that remembers its workers."""
+    """A DataLoader that remembers its workers, and starts them deaf: a signal before they ignore it would kill them."""
 
     def __iter__(self) -> Any:
-        iterator = super().__iter__()
+        heard_before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHUTDOWN_SIGNALS)  # inherited by the workers
+        try:
+            iterator = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard_before)
         _workers.update(getattr(iterator, '_workers', ()))
         return iterator
 
@@ -230,3 +234,4 @@ def _ignore_shutdown_signals(worker: int) -> None:
     """A scheduler signals the whole group: the main process then saves, and needs its workers to the end."""
     for number in _SHUTDOWN_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHUTDOWN_SIGNALS)

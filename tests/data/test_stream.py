@@ -190,10 +190,12 @@ def test_reading_leaves_the_random_state_alone(config, built, num_workers):
 
 def test_workers_ignore_the_signals_a_scheduler_sends_to_the_group(config, built):
     iterator = iter(built(config(2)).spec.dataloader)
-    batches = [next(iterator)]
-    for worker in iterator._workers:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(worker.pid, number)
+    batches = []
+    for _ in range(2):  # before any worker is up, and while they read
+        for worker in iterator._workers:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                os.kill(worker.pid, number)
+        batches.append(next(iterator))
     time.sleep(0.2)
     batches += list(iterator)
     assert [batch['sample_ids'].tolist() for batch in batches] == expected_ids()

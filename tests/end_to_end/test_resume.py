@@ -88,7 +88,7 @@ def test_two_ranks_killed_equal_two_ranks_unbroken_and_one_rank_goes_on_with_the
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('ranks', 'number', 'whole_group'), [(1, signal.SIGINT, False)])
+@pytest.mark.parametrize(('ranks', 'number', 'whole_group'), [(1, signal.SIGINT, False), (2, signal.SIGTERM, True)])
 def test_a_signal_saves_and_exits_75_and_the_run_goes_on(make_run, ranks, number, whole_group):
     run, whole = make_run('told'), make_run('whole')
     options = ('data.num_workers=2', 'checkpoints.interval=1000ba')

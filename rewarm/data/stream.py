@@ -7,7 +7,9 @@ batches to loader workers in turn. So neither ranks nor workers change what a ba
 import atexit
 import contextlib
 import functools
+import os
 import signal
+import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ __all__ = [
 
 IGNORED = -100
 """Label of a position that has no target."""
+
+_LONGEST_TEMPORARY_FOLDER = 107 - len('/pymp-12345678/listener-4194304-12345-12345678')
+"""In bytes; Linux's sockets have names of at most 107, and multiprocessing adds this much."""
 
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -163,7 +168,9 @@ def _build(
 
 
 def _data_spec(dataset: MixedDataset, workers: int) -> DataSpec:
-    _end_workers_at_exit()
+    if workers:
+        _check_temporary_folder()
+        _end_workers_at_exit()
     loader = _Loader(
         dataset,
         batch_size=dataset.batch_size,
@@ -177,6 +184,16 @@ def _data_spec(dataset: MixedDataset, workers: int) -> DataSpec:
         generator=torch.Generator(),  # starting workers must not move the run's random state
     )
     return DataSpec(loader, get_num_samples_in_batch=_num_samples, get_num_tokens_in_batch=_num_tokens)
+
+
+def _check_temporary_folder() -> None:
+    """Workers hand batches over through sockets in the temporary folder; one they cannot make is a batch never sent."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY_FOLDER:
+        raise UserError(
+            f'the temporary folder {folder} has a name of more than {_LONGEST_TEMPORARY_FOLDER} bytes, too long for the '
+            'sockets of loader workers: set TMPDIR to a shorter one, such as /tmp, or write `data: {num_workers: 0}`'
+        )
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()

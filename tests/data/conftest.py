@@ -3,11 +3,21 @@
 import json
 import lzma
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+
+@pytest.fixture
+def short_temporary_folder(monkeypatch):
+    """A temporary folder of the test's own, short enough for the sockets of loader workers, which pytest's is not."""
+    with tempfile.TemporaryDirectory(dir='/tmp') as folder:
+        monkeypatch.setenv('TMPDIR', folder)
+        monkeypatch.setattr('tempfile.tempdir', folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope='session')

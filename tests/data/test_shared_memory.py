@@ -36,13 +36,9 @@ pytestmark = pytest.mark.skipif(not MEMORY.is_dir(), reason='shared memory has n
 
 
 @pytest.fixture(autouse=True)
-def own_lock_files(tmp_path, monkeypatch):
+def own_lock_files(short_temporary_folder):
     """A temporary folder of the test's own, so that its lock files can be counted."""
-    folder = tmp_path / 'tmp'
-    folder.mkdir()
-    monkeypatch.setenv('TMPDIR', str(folder))
-    monkeypatch.setattr('tempfile.tempdir', str(folder))
-    return folder
+    return short_temporary_folder
 
 
 @pytest.fixture(scope='module')

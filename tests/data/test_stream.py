@@ -201,6 +201,15 @@ def test_workers_ignore_the_signals_a_scheduler_sends_to_the_group(config, built
     assert [batch['sample_ids'].tolist() for batch in batches] == expected_ids()
 
 
+def test_a_temporary_folder_too_long_for_worker_sockets_is_refused(config, built, tmp_path, monkeypatch):
+    folder = tmp_path / ('long' * 20)
+    folder.mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(folder))
+    with pytest.raises(UserError, match='set TMPDIR to a shorter one'):
+        built(config(2))
+    built(config(0))
+
+
 LEFT_OPEN = """
 import pickle, sys
 from pathlib import Path
@@ -507,10 +516,11 @@ def bucket(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_a_bucket_is_read_like_a_folder(tmp_path, folders, built, tokenizer_path, bucket, monkeypatch, num_workers):
+def test_a_bucket_is_read_like_a_folder(
+    tmp_path, folders, built, tokenizer_path, bucket, short_temporary_folder, num_workers
+):
     for path in Path(folders['new']).iterdir():
         bucket.upload_file(str(path), 'data', f'sets/new/{path.name}')
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))  # the cache of a remote without `local`
     config = single(tmp_path, remote='s3://data/sets/new')
     config = config.model_copy(update={'data': DataConfig(num_workers=num_workers), 'tokenizer': str(tokenizer_path)})
     data = built(config, total=400)  # no card in the bucket: not an error

@@ -52,7 +52,6 @@ def check_preempted_and_whole(place: Path, name: str) -> None:
         assert line['lr'] == plan.lr_at(line['tokens'] - plan.tokens_per_batch)
 
 
-@pytest.mark.demo
 def test_quick_demo_is_preempted_goes_on_and_reports(tmp_path):
     printed = run_demo(tmp_path, '--quick')
     check_preempted_and_whole(tmp_path, 'quick')

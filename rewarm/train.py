@@ -26,7 +26,7 @@ from rewarm.model.ops import choose_ops
 from rewarm.model.optimizer import build_optimizer
 from rewarm.model.pythia import Pythia, init_weights
 from rewarm.model.weights import load_hf
-from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back
+from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back, lacks_evaluation
 from rewarm.report.records import Events
 from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers
 from rewarm.resume.checkpointing import Checkpointing
@@ -97,6 +97,8 @@ def run(config: RunConfig) -> int:
         lost = on_rank_zero(lambda: cut_back(folder, state.batch))
         on_rank_zero(lambda: write_start_files(folder, config, plan, device))
         stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
+        if not stages and on_rank_zero(lambda: lacks_evaluation(folder, config, plan.stages[-1], state.batch)):
+            stages = [plan.stages[-1]]  # told to go in its last batch: nothing is evaluated in a grace period
         stage_now = stages[0].name if stages else plan.stages[-1].name
         events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
         events.record('run_start', world_size=dist.get_world_size())
@@ -189,10 +191,11 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         load_path=None,
         autoresume=False,
     )
-    if eval_records.missing_at(state.batch):
+    if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
         trainer.eval()
         eval_records.write(state.batch)
-    trainer.fit()
+    if state.batch < stage.end_batch:
+        trainer.fit()
     after = RunState(
         batch=int(trainer.state.timestamp.batch), algorithms={'Rewarm': rewarm.state_dict()}, stages=state.stages
     )

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from rewarm.config.card import DatasetCard
 from rewarm.config.plan import Plan, StagePlan
-from rewarm.config.schema import EvalSetConfig
+from rewarm.config.schema import EvalSetConfig, RunConfig
 from rewarm.report.records import JsonLines
 
-__all__ = ['EvalRecords', 'TrainRecords', 'cut_back']
+__all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation']
 
 
 class Order(Protocol):
@@ -41,6 +41,16 @@ def cut_back(run_folder: Path, batch: int) -> int:
     """
     JsonLines(run_folder / 'evals.jsonl').cut(lambda record: record['batch'] <= batch)
     return JsonLines(run_folder / 'metrics.jsonl').cut(lambda record: record['batch'] <= batch)
+
+
+def lacks_evaluation(run_folder: Path, config: RunConfig, stage: StagePlan, batch: int) -> bool:
+    """Whether a set of the run file has no record for the weights of ``batch`` in ``stage``."""
+    recorded = _sets_recorded(JsonLines(run_folder / 'evals.jsonl').read(), stage, batch)
+    return not recorded >= {each.name for each in config.eval.sets}
+
+
+def _sets_recorded(records: list[dict[str, Any]], stage: StagePlan | None, batch: int) -> set[str]:
+    return {r['set'] for r in records if stage is not None and (r['stage'], r['batch']) == (stage.name, batch)}
 
 
 class TrainRecords(Callback):
@@ -91,7 +101,7 @@ class TrainRecords(Callback):
         self._ids = self.order.ids(begin, begin + self.plan.global_batch_size)
         share = self.plan.global_batch_size // dist.get_world_size()
         first = dist.get_global_rank() * share
-        expected, loaded = self._ids[first : first + share], state.batch['sample_ids'].numpy()
+        expected, loaded = self._ids[first : first + share], state.batch['sample_ids'].cpu().numpy()
         if not np.array_equal(expected, loaded):
             raise RuntimeError(
                 f'batch {int(state.timestamp.batch)} holds samples {loaded[:4].tolist()}... instead of '
@@ -173,22 +183,23 @@ class EvalRecords(Callback):
         return event == Event.BATCH_END and not self.stopping() and self._is_mark(int(state.timestamp.batch))
 
     def missing_at(self, batch: int) -> bool:
-        """Whether the weights of ``batch`` should have been evaluated for this stage and were not.
+        """Whether the weights of ``batch`` should have been evaluated for this stage and were not; asked on rank 0.
 
         Records them without evaluating where the previous stage's end has the same weights.
         """
         if not self.sets or not (batch == self.stage.start_batch or self._is_mark(batch)):
             return False
         records = self.lines.read()
-        here = [r for r in records if r['batch'] == batch and r['stage'] == self.stage.name]
-        if {r['set'] for r in here} >= set(self.sets):
+        if _sets_recorded(records, self.stage, batch) >= set(self.sets):
             return False
-        before = [r for r in records if r['batch'] == batch and self.previous and r['stage'] == self.previous.name]
-        if {r['set'] for r in before} >= set(self.sets):
-            if dist.get_global_rank() == 0:
-                self.lines.append({**r, 'stage': self.stage.name, 'stage_tokens': 0, 'when': 'start'} for r in before)
-            return False
-        return True
+        if not _sets_recorded(records, self.previous, batch) >= set(self.sets):
+            return True
+        self.lines.append(
+            {**record, 'stage': self.stage.name, 'stage_tokens': 0, 'when': 'start'}
+            for record in records
+            if self.previous and (record['stage'], record['batch']) == (self.previous.name, batch)
+        )
+        return False
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Collects one set's loss."""

@@ -28,8 +28,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after(owner: object, name: str, count: int) -> Callable[[], None]:
-    """A fault: die once ``owner.name`` has returned for the ``count``-th time."""
+def tell() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def after(owner: object, name: str, count: int, what: Callable[[], None] = die) -> Callable[[], None]:
+    """A fault: die, or be told to go, once ``owner.name`` has returned for the ``count``-th time."""
 
     def install() -> None:
         original, calls = getattr(owner, name), [0]
@@ -38,7 +42,7 @@ def after(owner: object, name: str, count: int) -> Callable[[], None]:
             result = original(*args, **kwargs)
             calls[0] += 1
             if calls[0] == count:
-                die()
+                what()
             return result
 
         setattr(owner, name, replacement)
@@ -57,6 +61,8 @@ POINTS = {
     'in a deletion': after(checkpoint.shutil, 'rmtree', 5),
     'after the evaluation before a stage': after(EvalRecords, 'write', 1),
     'after the evaluation in a stage': after(EvalRecords, 'write', 2),
+    # Batches 3, 6 and 12 end with an evaluation, which a run that is told to go leaves to its next start.
+    **{f'told to go in batch {k}': after(TrainRecords, 'batch_start', k, tell) for k in (1, 3, 6, 12)},
     'before the first batch of the second stage': after(TrainRecords, 'fit_start', 2),
 }
 
@@ -91,7 +97,7 @@ def main(data: Path, out: Path, words: str = '') -> None:
         again = start(run)
         begun = [event['stage'] for event in run.lines('events') if event['event'] == 'stage_start']
         checks = {
-            'it was killed': killed == -signal.SIGKILL,
+            'it was killed': killed == (75 if name.startswith('told') else -signal.SIGKILL),
             'the second start finishes': again == 0,
             'metrics': run.losses() == unbroken.losses(),
             'evaluations': sorted(run.evals()) == sorted(unbroken.evals()),

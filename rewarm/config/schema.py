@@ -128,9 +128,7 @@ class ModelConfig(Section):
     ]
     """A Pythia size, or `custom` with the sizes below."""
     init_from: Annotated[str, Field(pattern=r'^(hf:.+|checkpoint:.+|scratch)$')]
-    """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run, or `scratch`."""
-    init_optimizer: Literal['keep', 'reset'] = 'reset'
-    """With `init_from: checkpoint:...`: whether AdamW's moments come along."""
+    """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run (with AdamW's moments, which the first stage's `optimizer_state` keeps or resets), or `scratch`."""
     gelu: Literal['tanh', 'erf'] = 'tanh'
     """The activation: `tanh` is what Pythia trained with, `erf` what Hugging Face evaluates."""
     kernels: Literal['auto', 'triton', 'torch'] = 'auto'
@@ -172,10 +170,6 @@ class ModelConfig(Section):
             raise ValueError(f'`name: custom` needs {", ".join(f"`{key}`" for key in missing)}')
         if self.name == 'custom':
             self._check_heads()
-        if self.init_optimizer == 'keep' and not self.init_from.startswith('checkpoint:'):
-            raise ValueError(
-                '`init_optimizer: keep` needs `init_from: checkpoint:<folder>`; nothing else holds moments'
-            )
         return self
 
     def _check_heads(self) -> None:

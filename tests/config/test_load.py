@@ -231,8 +231,3 @@ def test_custom_sizes(write_run, problems_of):
     assert '`hidden_size` belongs to `name: custom`' in problem
     (problem,) = problems_of(('model: {name: pythia-14m, init_from: scratch}', model.replace('96', '97')))
     assert '`hidden_size` 97 must be a multiple of `num_attention_heads` 3' in problem
-
-
-def test_moments_only_come_from_a_checkpoint(problems_of):
-    (problem,) = problems_of(('init_from: scratch', 'init_from: scratch, init_optimizer: keep'))
-    assert '`init_optimizer: keep` needs `init_from: checkpoint:<folder>`' in problem

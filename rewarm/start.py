@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,8 +92,15 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
         os.replace(temporary, folder / name)
 
 
-def load_loggers(config: RunConfig) -> list[LoggerDestination]:
-    """Builds Composer's loggers by their names in the run file; log files go into the run folder.
+def load_loggers(config: RunConfig, begins_at: str) -> list[LoggerDestination]:
+    """Builds Composer's loggers by their names in the run file; what they write goes into the run folder.
+
+    Args:
+        config (RunConfig): The run file.
+        begins_at (str): Stage and batch, for the name of the text log: no start overwrites another's.
+
+    Returns:
+        list[LoggerDestination]: For one Trainer, which closes them.
 
     Raises:
         UserError: If a logger's package is not installed or its arguments do not fit.
@@ -100,8 +108,12 @@ def load_loggers(config: RunConfig) -> list[LoggerDestination]:
     found = []
     for name, arguments in config.loggers.items():
         kind = getattr(composer.loggers, LOGGER_CLASSES[name])
-        if 'log_dir' in inspect.signature(kind).parameters:
-            arguments = {'log_dir': str(Path(config.run_folder) / name), **arguments}
+        parameters, folder = inspect.signature(kind).parameters, Path(config.run_folder) / name
+        if 'log_dir' in parameters:
+            arguments = {'log_dir': str(folder), **arguments}
+        if 'filename' in parameters:
+            text_log = f'{folder}/{begins_at}-{time.strftime("%Y%m%dT%H%M%S")}'
+            arguments = {**arguments, 'filename': text_log.replace('{', '{{').replace('}', '}}') + '-rank{rank}.txt'}
         try:
             found.append(kind(**arguments))
         except Exception as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from composer import Evaluator, Time, TimeUnit, Trainer
-from composer.loggers import LoggerDestination
 from composer.utils import dist, get_device
 
 from rewarm.config.errors import UserError
@@ -57,7 +56,6 @@ class Run:
     optimizer: torch.optim.Optimizer
     events: Events
     stop: StopRequest
-    loggers: list[LoggerDestination]
 
 
 def run(config: RunConfig) -> int:
@@ -110,7 +108,7 @@ def run(config: RunConfig) -> int:
 
         model = _build_model(config, device, initialise=state.checkpoint is None)
         optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
-        this = Run(config, plan, folder, model, optimizer, events, stop, load_loggers(config))
+        this = Run(config, plan, folder, model, optimizer, events, stop)
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
             state = _train_stage(this, stage, state, device)
@@ -179,7 +177,7 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         max_duration=Time(stage.end_tokens, TimeUnit.TOKEN),  # counted from the run's start
         algorithms=[clip, rewarm, restore],  # last first at AFTER_LOAD: the stage begins on restored tensors
         callbacks=[eval_records, checkpointing, train_records],
-        loggers=this.loggers,
+        loggers=load_loggers(config, f'{stage.name}-ba{state.batch:08d}'),
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,
         precision='fp32',  # the model itself computes in bf16 where asked to

@@ -1,5 +1,6 @@
 """Stages are appended, annealed and forked; what has been trained cannot be edited."""
 
+import re
 import shutil
 import signal
 import time
@@ -102,3 +103,29 @@ def test_anneal_now_from_a_plateau_and_another_from_its_pinned_checkpoint(make_r
     # The same tensors, rates and samples: the fork repeats the anneal of the run it came from.
     ours, theirs = fork.lines('metrics'), run.lines('metrics')[here:]
     assert [r['loss'] for r in ours] == [r['loss'] for r in theirs]
+
+
+@pytest.mark.slow
+def test_loggers_hold_every_batch_of_all_stages_and_starts_in_the_run_folder(make_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = make_run()
+    run.file.write_text(
+        run.file.read_text() + 'loggers: {tensorboard: {}, file: {capture_stderr: false}, in_memory: {}}\n'
+    )
+    process = run.start()
+    while len(run.lines('metrics')) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)
+    assert process.returncode == 75
+    run.finish()
+    losses = {record['batch']: record['loss'] for record in run.lines('metrics')}
+
+    text = ''.join(log.read_text() for log in (run.folder / 'file').iterdir())
+    logged = re.findall(r'\[batch=(\d+)\]: loss/train/total: (\S+)', text)
+    assert {int(batch) + 1: float(loss) for batch, loss in logged} == pytest.approx(losses, rel=1e-4)
+
+    events = EventAccumulator(str(run.folder / 'tensorboard' / 'tiny')).Reload()
+    curve = {event.step + 1: event.value for event in events.Scalars('loss/train/total')}
+    assert curve == pytest.approx(losses, rel=1e-6)

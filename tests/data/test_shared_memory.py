@@ -179,7 +179,7 @@ time.sleep(300)
 
 
 @pytest.fixture
-def other_run(shards, tmp_path):
+def other_run(shards, tmp_path, own_lock_files):
     """Starts another run in a group of its own, and ends whatever is left of it after the test."""
     started = []
 

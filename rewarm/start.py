@@ -17,6 +17,7 @@ import torch
 from composer.devices import Device
 from composer.loggers import LoggerDestination
 from composer.utils import dist
+from tqdm import tqdm
 
 from rewarm.config.errors import UserError
 from rewarm.config.load import dump
@@ -42,9 +43,9 @@ Result = TypeVar('Result')
 
 
 def announce(text: str) -> None:
-    """Says something once, on rank 0's standard error."""
+    """Says something once, on rank 0's standard error, above a progress bar if there is one."""
     if dist.get_global_rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        tqdm.write(text, file=sys.stderr)
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

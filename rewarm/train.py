@@ -25,6 +25,7 @@ from rewarm.model.ops import choose_ops
 from rewarm.model.optimizer import build_optimizer
 from rewarm.model.pythia import Pythia, init_weights
 from rewarm.model.weights import load_hf
+from rewarm.report.first_batch import FirstBatch
 from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back, lacks_evaluation
 from rewarm.report.records import Events
 from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers
@@ -56,6 +57,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     events: Events
     stop: StopRequest
+    first_batch: FirstBatch
 
 
 def run(config: RunConfig) -> int:
@@ -108,7 +110,7 @@ def run(config: RunConfig) -> int:
 
         model = _build_model(config, device, initialise=state.checkpoint is None)
         optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
-        this = Run(config, plan, folder, model, optimizer, events, stop)
+        this = Run(config, plan, folder, model, optimizer, events, stop, FirstBatch(events, announce))
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
             state = _train_stage(this, stage, state, device)
@@ -176,7 +178,7 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         eval_interval=eval_records.due,
         max_duration=Time(stage.end_tokens, TimeUnit.TOKEN),  # counted from the run's start
         algorithms=[clip, rewarm, restore],  # last first at AFTER_LOAD: the stage begins on restored tensors
-        callbacks=[eval_records, checkpointing, train_records],
+        callbacks=[eval_records, checkpointing, train_records, this.first_batch],
         loggers=load_loggers(config, f'{stage.name}-ba{state.batch:08d}'),
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,

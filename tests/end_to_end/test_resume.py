@@ -35,6 +35,10 @@ def test_two_stage_run_trains_evaluates_and_finishes(unbroken):
         ]
         for name in ('old', 'new')
     ]
+    (first_batch,) = (e for e in unbroken.lines('events') if e['event'] == 'first_batch')
+    assert (first_batch['stage'], first_batch['batch']) == ('first', 1)
+    assert 0 < first_batch['seconds'] < 120
+    assert 1e8 < first_batch['peak_memory_bytes'] < 1e10
     assert unbroken.checkpoints() == ['ba00000006', 'ba00000008', 'ba00000010', 'ba00000012']
 
 

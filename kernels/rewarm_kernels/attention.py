@@ -172,31 +172,31 @@ def _cpu_mask(q: Tensor, bounds: Tensor | None) -> Tensor | None:
 def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     # no bias, with lse, no dropout, causal, no debug mask
     out, lse = aten._scaled_dot_product_cudnn_attention(*_heads_first(q, k, v), None, True, 0.0, True, False)[:2]
-    return out.transpose(1, 2), lse.squeeze(-1)
+    return out.transpose(1, 2), lse.view(_lse_shape(q))  # its last dimension is one long
 
 
 def _cudnn_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_tokens = q.shape[1]
-    unread = torch.empty((), dtype=torch.int64, device=q.device)  # the state of a dropout that there is not
+    unread = q.new_empty((), dtype=torch.int64)  # the state of a dropout that there is not
     dout, q, k, v, out = _heads_first(dout, q, k, v, out)
     grads = aten._scaled_dot_product_cudnn_attention_backward(
-        dout, q, k, v, out, lse[..., None], unread, unread, None, None, None, num_tokens, num_tokens, 0.0, True
+        dout, q, k, v, out, lse.unsqueeze(-1), unread, unread, None, None, None, num_tokens, num_tokens, 0.0, True
     )
     return _heads_first(*grads)
 
 
 def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     out, lse = aten._scaled_dot_product_efficient_attention(*_heads_first(q, k, v), None, True, 0.0, True)[:2]
-    return out.transpose(1, 2), lse[..., : q.shape[1]]
+    return out.transpose(1, 2), lse.narrow(-1, 0, q.shape[1])
 
 
 def _efficient_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     lse = F.pad(lse, (0, -q.shape[1] % _LSE_ALIGNMENT), value=float('inf'))
-    unread = torch.empty((), dtype=torch.int64, device=q.device)
+    unread = q.new_empty((), dtype=torch.int64)
     wanted = [True, True, True, False]  # of query, key, value, bias
     dout, q, k, v, out = _heads_first(dout, q, k, v, out)
     grads = aten._scaled_dot_product_efficient_attention_backward(
@@ -222,11 +222,9 @@ def _flash_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     longest = q.shape[1]
-    unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that there is not
+    unread = [q.new_empty(size, dtype=torch.uint64) for size in (2, ())]  # the state of a dropout that there is not
     tensors = (*_flat(bounds, dout, q, k, v, out), _lse_by_head(lse, bounds))
-    dq, dk, dv = aten._flash_attention_backward(
-        *tensors, bounds, bounds, longest, longest, 0.0, True, unread, unread[0]
-    )
+    dq, dk, dv = aten._flash_attention_backward(*tensors, bounds, bounds, longest, longest, 0.0, True, *unread)
     return dq.view(q.shape), dk.view(q.shape), dv.view(q.shape)
 
 

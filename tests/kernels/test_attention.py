@@ -233,7 +233,7 @@ def test_wrong_arguments_are_refused():
 
 
 @pytest.mark.parametrize('documents', [False, True])
-@pytest.mark.parametrize('backend', ['cudnn', 'flash', 'efficient', 'math'])
+@pytest.mark.parametrize('backend', ['cudnn', 'flash', 'efficient'])
 def test_torchs_kernels_give_on_a_gpu_the_layouts_that_are_promised(backend, documents):
     """By torch's own models of its kernels, which also check the calls; no GPU is asked."""
     if documents and not BACKENDS[backend].documents:

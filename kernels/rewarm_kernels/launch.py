@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 __all__ = ['INTERPRETED', 'Launch', 'cover', 'launch', 'programs', 'runs_kernels']
@@ -53,7 +52,7 @@ def programs(like: Tensor, per_multiprocessor: int) -> int:
 
 def cover(count: int, limit: int) -> int:
     """The power of two that covers ``count``, at most ``limit`` (itself a power of two)."""
-    return min(triton.next_power_of_2(max(count, 1)), limit)
+    return min(1 << (max(count, 1) - 1).bit_length(), limit)
 
 
 @functools.cache

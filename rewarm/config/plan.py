@@ -9,6 +9,7 @@ from rewarm.config.checks import find_problems, find_warnings, find_world_sizes
 from rewarm.config.cost import BYTES_PER_PARAMETER, Cost, estimate_cost
 from rewarm.config.duration import Duration
 from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.memory import Memory, estimate_memory
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import count_parameters, flops_per_token
 from rewarm.config.stages import StagePlan, plan_stages
@@ -34,6 +35,7 @@ class Plan:
         checkpoint_interval (Duration): Between two saves.
         checkpoints (int): Checkpoints on disk at most: the newest kept and one for each stage's end.
         checkpoint_bytes (int): Bytes of one: fp32 weights and two moments.
+        memory (dict[str, Memory]): Bytes on one device with each implementation, `triton` and `torch`.
         cost (Cost): Hours, money, goodput.
         warnings (tuple[str, ...]): What is allowed and may surprise.
         notes (tuple[str, ...]): What was rounded.
@@ -52,6 +54,7 @@ class Plan:
     checkpoint_interval: Duration
     checkpoints: int
     checkpoint_bytes: int
+    memory: dict[str, Memory]
     cost: Cost
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
@@ -194,6 +197,12 @@ def make_plan(
         checkpoint_interval=interval,
         checkpoints=_count_checkpoints(config, stages, tokens_per_batch),
         checkpoint_bytes=BYTES_PER_PARAMETER * count_parameters(shape),
+        memory={
+            name: estimate_memory(
+                shape, config.device_train_microbatch_size, config.max_seq_len, config.precision, fused=name == 'triton'
+            )
+            for name in ('triton', 'torch')
+        },
         cost=cost,
         warnings=tuple(warnings),
         notes=tuple(notes),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rewarm.config.cost import BYTES_PER_PARAMETER, RESTART_SECONDS
 from rewarm.config.load import load
+from rewarm.config.memory import Memory
 from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.schema import RunConfig
 
@@ -210,6 +211,7 @@ def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
         'evaluations': f'every {plan.eval_interval_batches:,} batches, before and after each stage',
         'checkpoints': f'every {interval}; at most {plan.checkpoints} kept x {_size(plan.checkpoint_bytes)} = {_size(disk)} '
         f'({BYTES_PER_PARAMETER} bytes a parameter)',
+        'memory of a GPU': '; '.join(_memory(name, each) for name, each in plan.memory.items()),
     }
     cost = plan.cost
     if cost.goodput is not None:
@@ -222,6 +224,12 @@ def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
     for key, value in facts.items():
         table.add_row(key, value)
     return table
+
+
+def _memory(implementation: str, memory: Memory) -> str:
+    parts = f'states {_size(memory.states)}, activations {_size(memory.activations)}, loss {_size(memory.loss)}'
+    name = {'triton': 'with Triton kernels', 'torch': 'in plain PyTorch'}[implementation]
+    return f'about {_size(memory.total)} {name} ({parts}; a layer keeps {_size(memory.layer)})'
 
 
 def _count(number: int) -> str:

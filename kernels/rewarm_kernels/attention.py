@@ -42,6 +42,7 @@ __all__ = [
     'attention_backward',
     'attention_forward',
     'attention_ref',
+    'check_backend',
     'document_bounds',
 ]
 
@@ -474,13 +475,25 @@ def _check_boundaries(cu_seqlens: Tensor, like: Tensor) -> None:
         )
 
 
-def check_backend(backend: str, cu_seqlens: Tensor | None) -> None:
-    """Raises ValueError if there is no such backend, or if it cannot keep documents apart and is to."""
+def check_backend(backend: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
+    """Checks what an operator is asked for before it computes.
+
+    Args:
+        backend (str): Its name.
+        cu_seqlens (Tensor | None): Boundaries of documents that it is to keep apart.
+        like (Tensor): On the device where it computes.
+
+    Raises:
+        ValueError: If there is no such backend, it cannot keep documents apart, or the boundaries are none.
+    """
     if backend not in BACKENDS:
         raise ValueError(f'there is no attention backend {backend!r}: it must be one of {", ".join(BACKENDS)}')
-    if cu_seqlens is not None and not BACKENDS[backend].documents:
+    if cu_seqlens is None:
+        return
+    if not BACKENDS[backend].documents:
         able = ', '.join(name for name, each in BACKENDS.items() if each.documents)
         raise ValueError(f'the attention backend {backend!r} cannot keep documents apart: {able} can')
+    _check_boundaries(cu_seqlens, like)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -502,11 +515,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str, cu_seqlens: Tensor | N
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
         raise ValueError(f'q, k and v must all be of one shape (B, T, H, K), got {shapes}')
-    check_backend(backend, cu_seqlens)
-    bounds = None
-    if cu_seqlens is not None:
-        _check_boundaries(cu_seqlens, q)
-        bounds = document_bounds(cu_seqlens, q.shape[0], q.shape[1])
+    check_backend(backend, cu_seqlens, q)
+    bounds = None if cu_seqlens is None else document_bounds(cu_seqlens, q.shape[0], q.shape[1])
     return _attention(q, k, v, backend, bounds)[0]
 
 

@@ -213,7 +213,7 @@ def test_values_and_all_gradients_at_full_size(backend):
 
     def run(function, dtype, parameters, rows):
         leaves = {
-            name: x.to(dtype if name == 'y' else parameters) if isinstance(x, torch.Tensor) else x
+            name: x.to(dtype if name == 'y' else parameters, copy=True) if isinstance(x, torch.Tensor) else x
             for name, x in values.items()
         }
         weight, bias = leaves['weight'].requires_grad_(), leaves['bias'].requires_grad_()

@@ -49,8 +49,8 @@ MIN_CHUNK_ROWS = 256
 (2 cores, V = 50,304, D = 1,024, 1,024 rows: 64 rows 4.5 s, 128 rows 3.9 s, 320 rows 3.7 s; unchunked 4.0 s)."""
 
 LAUNCH = launch(Launch(num_warps=16, block=8192), interpreted=Launch(block=16384))
-"""Not measured yet. 16 warps leave 3 rows at a time on a multiprocessor: 3 x 132 rows of 100 KB are 40 MB, and half of
-each, what lies between the two passes, has to stay in the L2 cache (50 MB on Hopper)."""
+"""Not measured yet. With 16 warps of 40 registers a multiprocessor holds 3 rows at a time: 3 x 132 rows of 100 KB are
+40 MB, and half of that, what lies between the two passes, has to stay in the L2 cache (50 MB on Hopper)."""
 
 
 def logits_chunk_rows(vocab_size: int, device: torch.device, element_size: int = 4) -> int:

@@ -241,7 +241,7 @@ def doctor() -> None:
     import torch
 
     from rewarm.model.attention import choose_attention
-    from rewarm.model.ops import choose_ops
+    from rewarm.model.ops import FUSED_OPS, choose_ops
     from rewarm.start import VERSIONS_OF, version_of
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -250,9 +250,16 @@ def doctor() -> None:
         print(f'{name:20} {version_of(name) or "not installed"}')
     named = torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
     print(f'{"device":20} {device.type}, {named}')
-    print(f'{"operations":20} {choose_ops("auto", device).description}')
-    print(f'{"attention, auto":20} {choose_attention("auto", device, dtype=dtype).description}')
-    for name in ('cudnn', 'flash', 'fa3', 'fa4', 'math'):
+    attention = choose_attention('auto', device, dtype=dtype)
+    for kernels in ('auto', 'triton', 'torch'):
+        try:
+            chosen = choose_ops(dict.fromkeys(FUSED_OPS, kernels), device, attention).description
+        except UserError as error:
+            chosen = f'no: {error}'
+        print(f'{"kernels, " + kernels:20} {chosen}')
+    print(f'{"fused operations":20} {", ".join(FUSED_OPS)}')
+    print(f'{"attention, auto":20} {attention.description}')
+    for name in ('cudnn', 'flash', 'efficient', 'fa3', 'fa4', 'math'):
         try:
             print(f'{"attention, " + name:20} {choose_attention(name, device, dtype=dtype).description}')
         except UserError as error:

@@ -18,7 +18,7 @@ from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
-from rewarm.model.attention import choose_attention
+from rewarm.model.attention import attention_named, choose_backend
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.ops import choose_ops
@@ -232,12 +232,19 @@ def _build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaF
     dtype = torch.bfloat16 if config.precision == 'bf16' else torch.float32
     shape = config.model.shape
     where = torch.device(device.name if device.name != 'gpu' else 'cuda')
-    ops = choose_ops(config.model.kernels, where)
-    attention = choose_attention(
-        config.model.attention, where, head_dim=shape.hidden_size // shape.num_attention_heads, dtype=dtype
+    heads = shape.num_attention_heads
+    work = (config.device_train_microbatch_size, heads, config.max_seq_len, shape.hidden_size // heads)
+    # Times differ between ranks, and kernels in their rounding: one rank chooses for all.
+    choice = on_rank_zero(lambda: choose_backend(config.model.attention, where, shape=work, dtype=dtype))
+    attention = attention_named(choice)
+    ops = choose_ops(config.model.kernels.choices, where, attention)
+    announce(
+        f'Operations: {ops.description}{", layers compiled" if config.model.compile else ""}. '
+        f'Attention: {attention.description}. Computing in {config.precision}.'
     )
-    announce(f'Operations: {ops.description}. Attention: {attention.description}. Computing in {config.precision}.')
-    pythia = Pythia(shape, gelu=config.model.gelu, compute_dtype=dtype, ops=ops, attention=attention)
+    pythia = Pythia(shape, gelu=config.model.gelu, compute_dtype=dtype, ops=ops)
+    if config.model.compile:
+        pythia.compile_layers()
     if initialise and config.model.init_from == 'scratch':
         init_weights(pythia, config.seed)
     elif initialise:

@@ -42,7 +42,7 @@ def estimate_memory(
     In numbers of the activations' precision, a token keeps in a layer of width D, with F features in its MLP:
 
     - with Triton kernels 7 D + F: the sum, two normed copies, packed query, key and value, attention's output; GELU's input;
-    - in plain PyTorch 8 D + 2 F, and the sum in fp32: rotated queries and keys beside the packed ones; GELU's output too.
+    - in plain PyTorch 6 D + 2 F, and the sum in fp32: GELU's output too.
 
     Args:
         shape (ModelShape): The model.
@@ -59,7 +59,7 @@ def estimate_memory(
     if fused:
         token = (7 * width + features) * size + 4 * heads + 8  # fp32: lse of each head, mean and deviation
     else:
-        token = (8 * width + 2 * features) * size + 4 * width + 4 * heads + 16
+        token = (6 * width + 2 * features) * size + 4 * width + 4 * heads + 16
     parameters = count_parameters(shape)
     casts = size * parameters if precision == 'bf16' else 0
     logits = min(LOGITS_CHUNK_BYTES, rows * shape.vocab_size * size) * (1 if fused else 3)  # probabilities beside them

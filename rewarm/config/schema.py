@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -18,6 +18,7 @@ __all__ = [
     'DataConfig',
     'EvalConfig',
     'EvalSetConfig',
+    'KernelsConfig',
     'ModelConfig',
     'ModelShape',
     'OptimizerConfig',
@@ -64,6 +65,8 @@ Proportion = Annotated[
 ]
 """A share of the samples: a decimal, read exactly (0.95 is 19/20), or a fraction such as 1/3."""
 
+
+Implementation = Literal['auto', 'triton', 'torch']
 
 # For editors; what is checked is in `checks.py`, with a suggestion.
 _LOGGER_NAMES: JsonDict = {'propertyNames': {'enum': [*sorted(LOGGERS)]}}
@@ -120,6 +123,36 @@ class DataConfig(Section):
     """Samples of neighbouring shards that are shuffled together; larger mixes better and needs more shards at hand."""
 
 
+class KernelsConfig(Section):
+    """Which implementation of each fused operation runs: `triton` stops the run where it cannot, `auto` says what it took."""
+
+    default: Implementation = 'auto'
+    """Of the operations that are not named below."""
+    add_dual_layer_norm: Implementation | None = None
+    """The residual sum with both LayerNorms."""
+    rotary: Implementation | None = None
+    """Projection of queries, keys and values, rotary embedding and attention on one buffer."""
+    bias_gelu: Implementation | None = None
+    """The MLP with its GELU."""
+    linear_cross_entropy: Implementation | None = None
+    """The vocabulary projection with its loss."""
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen for each operation."""
+        ops = [name for name in type(self).model_fields if name != 'default']
+        return {name: getattr(self, name) or self.default for name in ops}
+
+
+def _kernels(value: Any) -> Any:
+    return {'default': value} if isinstance(value, str) else value
+
+
+def _kernels_schema(schema: JsonDict) -> None:
+    section = {key: schema.pop(key) for key in ('$ref', 'allOf') if key in schema}
+    schema['anyOf'] = [{'enum': ['auto', 'triton', 'torch'], 'type': 'string'}, section]
+
+
 class ModelConfig(Section):
     """Which model, where its weights come from, and which implementation runs it."""
 
@@ -131,9 +164,13 @@ class ModelConfig(Section):
     """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run (with AdamW's moments, which the first stage's `optimizer_state` keeps or resets), or `scratch`."""
     gelu: Literal['tanh', 'erf'] = 'tanh'
     """The activation: `tanh` is what Pythia trained with, `erf` what Hugging Face evaluates."""
-    kernels: Literal['auto', 'triton', 'torch'] = 'auto'
-    """Which implementation of the fused ops runs."""
-    attention: Literal['auto', 'cudnn', 'flash', 'fa3', 'fa4', 'math'] = 'auto'
+    kernels: Annotated[KernelsConfig, BeforeValidator(_kernels), Field(json_schema_extra=_kernels_schema)] = (
+        KernelsConfig()
+    )
+    """Which implementation of the fused operations runs: `auto`, `triton` or `torch`, or one for each, such as `{default: triton, rotary: torch}`."""
+    compile: bool = False
+    """Whether `torch.compile` compiles the layers; costs about a minute at each start."""
+    attention: Literal['auto', 'cudnn', 'flash', 'efficient', 'fa3', 'fa4', 'math'] = 'auto'
     """Which attention backend runs."""
     hidden_size: Positive | None = None
     """Only for `custom`, required: width of the residual stream."""

@@ -55,8 +55,10 @@ class PythiaForTraining(ComposerModel):
         """
         labels_N = batch['labels'].flatten()
         hidden_ND = self.pythia.hidden(batch['input_ids']).flatten(0, 1)
-        loss_sum = self.pythia.ops.linear_cross_entropy(hidden_ND, self.pythia.embed_out.weight, labels_N)
-        return {'loss_sum': loss_sum, 'num_targets': (labels_N != IGNORED_LABEL).sum()}
+        loss_sum, num_targets = self.pythia.ops.linear_cross_entropy(
+            hidden_ND, self.pythia.embed_out.weight, labels_N, ignore_index=IGNORED_LABEL
+        )
+        return {'loss_sum': loss_sum, 'num_targets': num_targets}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
         """Takes the mean over the targets.

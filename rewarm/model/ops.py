@@ -1,10 +1,12 @@
-"""The operations of the model behind one door, :class:`Ops`, and the plain PyTorch functions that define them.
+"""The operations of the model behind one door, :class:`Ops`: plain PyTorch or fused Triton kernels.
 
 Which implementation runs is decided once, by :func:`choose_ops`, and its description is logged. The cuts between
-operations are where fused kernels pay (bytes moved, not arithmetic, is what they save): the LayerNorm, the partial
-rotary embedding on the packed queries, keys and values, the GELU between the two MLP projections, and the vocabulary
-projection with its loss. Parameters are fp32; an operation casts them to the dtype of the activations it is given, so
-no autocast context is needed. Normalization, rotation and loss are computed in fp32 and rounded once.
+operations are where fusion saves bytes: the residual sum with both LayerNorms, the packed queries, keys and values
+(projected, rotated in place and attended to), the MLP, and the vocabulary projection with its loss. Each fused
+operation has its definition in plain PyTorch beside it in ``rewarm_kernels``; where no kernels run, the definitions do.
+
+Parameters are fp32; an operation casts them to the dtype of the activations it is given, so no autocast context is
+needed. Normalization, rotation and loss are computed in fp32 and rounded once.
 
 Shapes: B = batch, T = tokens, D = width, H = heads, K = head dimension, R = half of the rotated dimensions,
 F = MLP width, V = vocabulary, N = rows (B * T).
@@ -12,117 +14,85 @@ F = MLP width, V = vocabulary, N = rows (B * T).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
+import rewarm_kernels
 import torch
+from rewarm_kernels.launch import INTERPRETED
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rewarm.config.errors import UserError
+from rewarm.model.attention import Attention, scaled_dot_product
 
-__all__ = [
-    'IGNORED_LABEL',
-    'TORCH_OPS',
-    'Ops',
-    'choose_ops',
-    'gelu_mlp',
-    'layer_norm',
-    'linear',
-    'linear_cross_entropy',
-    'logits_chunk_rows',
-    'rotary',
-    'rotary_tables',
-]
+__all__ = ['IGNORED_LABEL', 'TORCH_OPS', 'Ops', 'choose_ops', 'rotary_tables']
 
 IGNORED_LABEL = -100
 """Label of a position that is no target: it counts neither in the loss nor in the number of targets."""
 
-CPU_LOGITS_BYTES = 8 * 2**20
-"""fp32 logits held at once on a CPU, if that is MIN_CHUNK_ROWS of them: they stay in its cache between two passes."""
+FUSED_OPS = ('add_dual_layer_norm', 'rotary', 'bias_gelu', 'linear_cross_entropy')
+"""The operations that a run file can choose an implementation for."""
 
-GPU_LOGITS_BYTES = 2**30
-"""fp32 logits held at once on a GPU: 5,312 rows at V = 50,304, where all 65,536 rows of a microbatch would be 13 GB."""
-
-MIN_CHUNK_ROWS = 256
-"""Each chunk reads and writes the weight's fp32 gradient once; with fewer rows that outweighs the cache
-(2 cores, V = 50,304, D = 1,024, 1,024 rows: 64 rows 4.5 s, 128 rows 3.9 s, 320 rows 3.7 s; unchunked 4.0 s)."""
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability of Ampere: bf16 in hardware, and what the kernels are compiled ahead of time for."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations of a model, chosen once.
+    """The operations of a model, chosen once; those of ``rewarm_kernels`` are described there.
 
     Args:
         description (str): What was chosen and why, in words for the log.
-        layer_norm (Callable): See :func:`layer_norm`.
-        rotary (Callable): See :func:`rotary`.
-        gelu_mlp (Callable): See :func:`gelu_mlp`.
-        linear_cross_entropy (Callable): See :func:`linear_cross_entropy`.
+        add_dual_layer_norm (Callable): Residual sum and one or two LayerNorms.
+        qkv_attention (Callable): Projection, rotary embedding and attention: ``(y, weight, bias, cos, sin, num_heads)``,
+            ``(B, T, D)`` in and out.
+        linear (Callable): ``x W'`` without a bias.
+        mlp (Callable): Both projections with a GELU between them, without the second bias.
+        linear_cross_entropy (Callable): Summed loss and number of targets.
     """
 
     description: str
-    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    rotary: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    gelu_mlp: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor]
-    linear_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor]
+    add_dual_layer_norm: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
+    qkv_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    linear: Callable[[Tensor, Tensor], Tensor]
+    mlp: Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
+    linear_cross_entropy: Callable[..., tuple[Tensor, Tensor]]
 
 
-def choose_ops(kernels: str, device: torch.device | str) -> Ops:
-    """Chooses the implementation of the model's operations.
+def choose_ops(choices: Mapping[str, str], device: torch.device | str, attention: Attention) -> Ops:
+    """Chooses the implementation of each operation.
 
     Args:
-        kernels (str): ``auto``, ``triton`` or ``torch``, the run file's ``model.kernels``.
+        choices (Mapping[str, str]): ``auto``, ``triton`` or ``torch`` for each of ``FUSED_OPS``: the run file's
+            ``model.kernels``.
         device (torch.device | str): Where the model will run.
+        attention (Attention): What :func:`rewarm.model.attention.choose_attention` chose.
 
     Returns:
         Ops: The operations; log their ``description``.
 
     Raises:
-        UserError: If ``triton`` is asked for, or the name is unknown.
+        UserError: If Triton kernels are asked for by name where they cannot run.
     """
-    where = torch.device(device).type
-    if kernels == 'torch':
-        return _torch_ops(f'plain PyTorch on {where}, as asked for')
-    if kernels == 'auto':
-        return _torch_ops(f'plain PyTorch on {where}, the only implementation in this version')
-    if kernels == 'triton':
-        raise UserError(
-            '`model.kernels: triton` was asked for, and this version has no Triton kernels. '
-            'Write `kernels: torch` or `kernels: auto`.'
-        )
-    raise UserError(f'`model.kernels` must be one of auto, triton, torch, got {kernels!r}')
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Applies ``x @ weight.T + bias`` in the dtype of ``x``.
-
-    Args:
-        x (Tensor): ``(..., D)``.
-        weight (Tensor): ``(F, D)``, fp32.
-        bias (Tensor | None): ``(F,)``, fp32.
-
-    Returns:
-        Tensor: ``(..., F)``, in the dtype of ``x``.
-    """
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Normalizes the last dimension; statistics and affine part in fp32, rounded once.
-
-    Args:
-        x (Tensor): ``(..., D)``.
-        weight (Tensor): ``(D,)``, fp32.
-        bias (Tensor): ``(D,)``, fp32.
-        eps (float): Added to the variance.
-
-    Returns:
-        Tensor: ``(..., D)``, in the dtype of ``x``.
-    """
-    return F.layer_norm(x.float(), weight.shape, weight, bias, eps).to(x.dtype)
+    obstacle = _obstacle(torch.device(device))
+    triton = {}
+    for op in FUSED_OPS:
+        wanted = choices[op]
+        if wanted == 'triton' and obstacle is not None:
+            raise UserError(
+                f'`model.kernels` asks for Triton kernels, and {obstacle}. Write `kernels: auto` or `kernels: torch`.'
+            )
+        # Interpreted kernels are for tests: nobody gets them without asking.
+        triton[op] = wanted == 'triton' or (wanted == 'auto' and obstacle is None and not INTERPRETED)
+    return Ops(
+        _describe(triton, choices, obstacle),
+        add_dual_layer_norm=_pick(triton, 'add_dual_layer_norm'),
+        qkv_attention=_fused_qkv_attention(attention) if triton['rotary'] else _torch_qkv_attention(attention),
+        linear=rewarm_kernels.linear if all(triton.values()) else rewarm_kernels.linear_ref,
+        mlp=rewarm_kernels.mlp if triton['bias_gelu'] else rewarm_kernels.mlp_ref,
+        linear_cross_entropy=_pick(triton, 'linear_cross_entropy'),
+    )
 
 
 def rotary_tables(num_tokens: int, rotary_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -148,124 +118,50 @@ def rotary_tables(num_tokens: int, rotary_dim: int, base: float, device: torch.d
     return angles_TR.cos(), angles_TR.sin()
 
 
-def rotary(qkv_BTHC: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotates the first ``2 R`` dimensions of queries and keys (rotate-half) and takes the packed tensor apart.
-
-    Args:
-        qkv_BTHC (Tensor): ``(B, T, H, 3 K)``: each head's query, key and value side by side, as GPT-NeoX packs them.
-        cos_TR (Tensor): ``(T, R)``, fp32.
-        sin_TR (Tensor): ``(T, R)``, fp32.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: Query, key and value, each ``(B, H, T, K)`` in the dtype of ``qkv_BTHC``.
-    """
-    half = cos_TR.shape[-1]
-    head_dim = qkv_BTHC.shape[-1] // 3
-    qk_BTHC, v_BTHK = qkv_BTHC.split((2 * head_dim, head_dim), dim=-1)
-    qk_BTH2K = qk_BTHC.unflatten(-1, (2, head_dim))  # one rotation for both
-    first, second, rest = qk_BTH2K.split((half, half, head_dim - 2 * half), dim=-1)
-    cos, sin = cos_TR[:, None, None, :], sin_TR[:, None, None, :]
-    rotated = (first * cos - second * sin, second * cos + first * sin)  # fp32 whatever the dtype of qkv
-    qk_BTH2K = torch.cat((rotated[0].to(rest.dtype), rotated[1].to(rest.dtype), rest), dim=-1)
-    q_BTHK, k_BTHK = qk_BTH2K.unbind(dim=-2)
-    return q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
+def _obstacle(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, in words; ``None`` if they can."""
+    if INTERPRETED:
+        return None
+    if device.type != 'cuda':
+        return f'they need a CUDA device, and this is a {device.type}'
+    if (capability := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:
+        return f'they need compute capability 8.0 (Ampere), and this device has {capability[0]}.{capability[1]}'
+    return None
 
 
-def gelu_mlp(
-    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor, approximate: str
-) -> Tensor:
-    """The two projections of the MLP with a GELU between them.
-
-    Args:
-        x (Tensor): ``(..., D)``.
-        weight_in (Tensor): ``(F, D)``, fp32.
-        bias_in (Tensor): ``(F,)``, fp32.
-        weight_out (Tensor): ``(D, F)``, fp32.
-        bias_out (Tensor): ``(D,)``, fp32.
-        approximate (str): ``tanh`` or ``none`` (the exact one, by the error function).
-
-    Returns:
-        Tensor: ``(..., D)``, in the dtype of ``x``.
-    """
-    return linear(F.gelu(linear(x, weight_in, bias_in), approximate=approximate), weight_out, bias_out)
+def _describe(triton: dict[str, bool], choices: Mapping[str, str], obstacle: str | None) -> str:
+    fused = [op for op, chosen in triton.items() if chosen]
+    plain = [op for op, chosen in triton.items() if not chosen]
+    where = ', interpreted on the CPU, which is for tests' if INTERPRETED and fused else ''
+    if not plain:
+        return f'Triton kernels{where}'
+    if fused:
+        return f'Triton kernels{where}, but plain PyTorch for {", ".join(plain)}, as asked for'
+    if all(choices[op] == 'torch' for op in plain):
+        return 'plain PyTorch, as asked for'
+    return f'plain PyTorch, since Triton kernels {f"cannot run: {obstacle}" if obstacle else "would be interpreted"}'
 
 
-def logits_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows whose logits are held at once by :func:`linear_cross_entropy`, from the constants above.
-
-    Args:
-        vocab_size (int): V.
-        device (torch.device): Where the logits will be.
-
-    Returns:
-        int: A multiple of 64.
-    """
-    budget = CPU_LOGITS_BYTES if device.type == 'cpu' else GPU_LOGITS_BYTES
-    return max(MIN_CHUNK_ROWS, budget // (4 * vocab_size) // 64 * 64)
+def _pick(triton: dict[str, bool], op: str) -> Callable[..., tuple]:
+    return getattr(rewarm_kernels, op if triton[op] else f'{op}_ref')
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    """Sum of the cross-entropy of ``softmax(hidden @ weight.T)``, never holding more than a chunk of logits.
+def _fused_qkv_attention(attention: Attention) -> Callable[..., Tensor]:
+    def attend(y: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+        return rewarm_kernels.qkv_attention(y, weight, bias, cos, sin, num_heads, attention.backend)
 
-    The gradients of a chunk are made while its logits exist, in the forward pass: three matrix products as in the plain
-    way, where recomputing the logits in the backward pass would take four. Logits come in the dtype of ``hidden_ND``
-    from the matrix product; everything after it is fp32, the sum over rows is fp64, and the gradient of the weight is
-    accumulated over chunks in fp32.
-
-    Args:
-        hidden_ND (Tensor): ``(N, D)``.
-        weight_VD (Tensor): ``(V, D)``, fp32.
-        labels_N (Tensor): ``(N,)``, int64; ``IGNORED_LABEL`` marks rows that do not count.
-
-    Returns:
-        Tensor: Sum over the rows that count, in nats; a scalar in fp64. Divide by the number of such rows.
-    """
-    rows = logits_chunk_rows(weight_VD.shape[0], hidden_ND.device)
-    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, rows, torch.is_grad_enabled()))
+    return attend
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_rows: int, wants_grad: bool
-    ) -> Tensor:
-        weight_cast_VD = weight_VD.to(hidden_ND.dtype)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_grad else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if wants_grad else None
-        losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
-        for start in range(0, len(hidden_ND), chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            hidden, labels = hidden_ND[rows], labels_N[rows, None]
-            counts = labels != IGNORED_LABEL
-            targets = labels.where(counts, 0)
-            log_probs = (hidden @ weight_cast_VD.T).float().log_softmax(dim=-1)
-            target_log_probs = log_probs.gather(1, targets)
-            losses_N[rows] = -target_log_probs.where(counts, 0.0).squeeze(1)
-            if grad_hidden_ND is None or grad_weight_VD is None:
-                continue
-            # d loss / d logits = softmax - onehot, and nothing for rows that do not count: dropped in (N, D), not in (N, V)
-            grad_logits = log_probs.exp_().scatter_(1, targets, target_log_probs.exp() - 1).to(hidden.dtype)
-            grad_hidden_ND[rows] = (grad_logits @ weight_cast_VD).where(counts, 0.0)
-            counted_hidden = hidden.where(counts, 0.0)
-            if hidden.dtype == grad_weight_VD.dtype:
-                grad_weight_VD.addmm_(grad_logits.T, counted_hidden)
-            else:
-                grad_weight_VD += grad_logits.T @ counted_hidden
-        if grad_hidden_ND is not None:
-            ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        return losses_N.sum(dtype=torch.float64)
+def _torch_qkv_attention(attention: Attention) -> Callable[..., Tensor]:
+    def attend(y: Tensor, weight: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+        qkv_BTH3K = F.linear(y, weight.to(y.dtype), bias.to(y.dtype)).unflatten(-1, (num_heads, 3, -1))
+        q, k, v = rewarm_kernels.rotary_ref(qkv_BTH3K, cos, sin).transpose(1, 2).unbind(3)  # each (B, H, T, K)
+        return attention(q, k, v).transpose(1, 2).flatten(2)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        scale = grad_outputs[0].float()
-        return grad_hidden_ND * scale.to(grad_hidden_ND.dtype), grad_weight_VD * scale, None, None, None
+    return attend
 
 
-def _torch_ops(description: str) -> Ops:
-    return Ops(description, layer_norm, rotary, gelu_mlp, linear_cross_entropy)
-
-
-TORCH_OPS = _torch_ops('plain PyTorch')
-"""The definitions: what every other implementation is tested against."""
+_UNTRIED = Attention('math', 'scaled_dot_product_attention, untried', scaled_dot_product)
+TORCH_OPS = choose_ops(dict.fromkeys(FUSED_OPS, 'torch'), 'cpu', _UNTRIED)
+"""Plain PyTorch everywhere: what every other implementation is tested against."""

@@ -9,7 +9,7 @@ Queries, keys and values come from one projection, viewed per head as ``[heads, 
 of each head's dimensions are rotated by position; every projection but the last has a bias; there is no dropout.
 
 Parameters are fp32 and have the names of the Hugging Face checkpoints (``gpt_neox.layers.0.attention.dense.weight``);
-activations are in ``compute_dtype``. The arithmetic is in :mod:`rewarm.model.ops` and :mod:`rewarm.model.attention`.
+activations are in ``compute_dtype``. The arithmetic is in :mod:`rewarm.model.ops`.
 
 Shapes: B = batch, T = tokens, D = width, H = heads, K = head dimension, C = 3 K, V = vocabulary.
 
@@ -21,20 +21,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewarm.config.schema import ModelShape
-from rewarm.model.attention import scaled_dot_product
-from rewarm.model.ops import TORCH_OPS, Ops, linear, rotary_tables
+from rewarm.config.shapes import ModelShape
+from rewarm.model.ops import TORCH_OPS, Ops, rotary_tables
 
 __all__ = ['Pythia', 'hf_name', 'init_weights']
-
-AttentionOp = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _OLD_BUFFERS = re.compile(r'(^|\.)(attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$')
 
@@ -49,8 +45,6 @@ class Pythia(nn.Module):
         gelu (str): ``tanh``, what Pythia was trained with, or ``erf``, what ``transformers`` evaluates it with.
         compute_dtype (torch.dtype): Dtype of activations and matrix products; parameters stay fp32.
         ops (Ops): What :func:`rewarm.model.ops.choose_ops` chose.
-        attention (Callable): What :func:`rewarm.model.attention.choose_attention` chose: causal attention over query,
-            key and value of ``(B, H, T, K)``.
 
     Raises:
         ValueError: If the shape asks for something that no Pythia has.
@@ -63,7 +57,6 @@ class Pythia(nn.Module):
         gelu: Literal['tanh', 'erf'],
         compute_dtype: torch.dtype = torch.float32,
         ops: Ops = TORCH_OPS,
-        attention: AttentionOp = scaled_dot_product,
     ) -> None:
         super().__init__()
         _check_shape(shape)
@@ -71,9 +64,14 @@ class Pythia(nn.Module):
         self.gelu = gelu
         self.compute_dtype = compute_dtype
         self.ops = ops
-        self.gpt_neox = _Trunk(shape, gelu=gelu, ops=ops, attention=attention)
+        self.gpt_neox = _Trunk(shape, gelu=gelu, ops=ops)
         self.embed_out = _Weights((shape.vocab_size, shape.hidden_size), bias=False)
         self.register_load_state_dict_pre_hook(_take_hf_names)
+
+    def compile_layers(self) -> None:
+        """Compiles the layers with ``torch.compile``: all have one graph, so it is compiled once (and once for the first)."""
+        for layer in self.gpt_neox.layers:
+            layer.compile(fullgraph=True)
 
     def hidden(self, input_ids_BT: Tensor) -> Tensor:
         """Runs the model up to and with the last LayerNorm.
@@ -96,73 +94,89 @@ class Pythia(nn.Module):
         Returns:
             Tensor: ``(B, T, V)``, in ``compute_dtype``.
         """
-        return linear(self.hidden(input_ids_BT), self.embed_out.weight)
+        return self.ops.linear(self.hidden(input_ids_BT), self.embed_out.weight)
+
+
+class _Stream(NamedTuple):
+    """The residual stream: its sum so far, and what the last layer computed and the next one adds while normalizing."""
+
+    x_BTD: Tensor
+    attention_BTD: Tensor | None = None
+    mlp_BTD: Tensor | None = None
+    attention_bias_D: Tensor | None = None
+    mlp_bias_D: Tensor | None = None
 
 
 class _Trunk(nn.Module):
     """Everything between the embedding's output and the vocabulary projection."""
 
-    def __init__(self, shape: ModelShape, *, gelu: str, ops: Ops, attention: AttentionOp) -> None:
+    def __init__(self, shape: ModelShape, *, gelu: str, ops: Ops) -> None:
         super().__init__()
         self.shape = shape
         self.ops = ops
         self.embed_in = _Weights((shape.vocab_size, shape.hidden_size), bias=False)
-        self.layers = nn.ModuleList(
-            _Layer(shape, gelu=gelu, ops=ops, attention=attention) for _ in range(shape.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(_Layer(shape, gelu=gelu, ops=ops) for _ in range(shape.num_hidden_layers))
         self.final_layer_norm = _Weights((shape.hidden_size,))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         head_dim = self.shape.hidden_size // self.shape.num_attention_heads
         rotary_dim = int(head_dim * self.shape.rotary_pct)
         cos_TR, sin_TR = rotary_tables(x_BTD.shape[1], rotary_dim, self.shape.rotary_emb_base, x_BTD.device)
+        stream = _Stream(x_BTD)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_TR, sin_TR)
+            stream = layer(stream, cos_TR, sin_TR)
         norm = self.final_layer_norm
-        return self.ops.layer_norm(x_BTD, norm.weight, norm.bias, self.shape.layer_norm_eps)
+        return self.ops.add_dual_layer_norm(*stream, norm.weight, norm.bias, eps=self.shape.layer_norm_eps)[1]
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: ModelShape, *, gelu: str, ops: Ops, attention: AttentionOp) -> None:
+    """One layer. Its results are added by the next, so that the sum, both biases and both norms are one pass."""
+
+    def __init__(self, shape: ModelShape, *, gelu: str, ops: Ops) -> None:
         super().__init__()
         self.eps = shape.layer_norm_eps
         self.parallel = shape.use_parallel_residual
         self.ops = ops
         self.input_layernorm = _Weights((shape.hidden_size,))
         self.post_attention_layernorm = _Weights((shape.hidden_size,))
-        self.attention = _Attention(shape, ops=ops, attention=attention)
+        self.attention = _Attention(shape, ops=ops)
         self.mlp = _MLP(shape, gelu=gelu, ops=ops)
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def forward(self, stream: _Stream, cos_TR: Tensor, sin_TR: Tensor) -> _Stream:
         norm_1, norm_2 = self.input_layernorm, self.post_attention_layernorm
-        attended_BTD = self.attention(self.ops.layer_norm(x_BTD, norm_1.weight, norm_1.bias, self.eps), cos_TR, sin_TR)
+        attention_bias_D, mlp_bias_D = self.attention.dense.bias, self.mlp.dense_4h_to_h.bias
         if self.parallel:
-            mixed_BTD = self.mlp(self.ops.layer_norm(x_BTD, norm_2.weight, norm_2.bias, self.eps))
-            return mixed_BTD + attended_BTD + x_BTD
-        x_BTD = attended_BTD + x_BTD
-        return self.mlp(self.ops.layer_norm(x_BTD, norm_2.weight, norm_2.bias, self.eps)) + x_BTD
+            x_BTD, y_1_BTD, y_2_BTD = self.ops.add_dual_layer_norm(
+                *stream, norm_1.weight, norm_1.bias, norm_2.weight, norm_2.bias, eps=self.eps
+            )
+            attention_BTD = self.attention(y_1_BTD, cos_TR, sin_TR)
+            return _Stream(x_BTD, attention_BTD, self.mlp(y_2_BTD), attention_bias_D, mlp_bias_D)
+        x_BTD, y_BTD, _ = self.ops.add_dual_layer_norm(*stream, norm_1.weight, norm_1.bias, eps=self.eps)
+        attended = _Stream(x_BTD, self.attention(y_BTD, cos_TR, sin_TR), attention_bias_D=attention_bias_D)
+        x_BTD, y_BTD, _ = self.ops.add_dual_layer_norm(*attended, norm_2.weight, norm_2.bias, eps=self.eps)
+        return _Stream(x_BTD, mlp_BTD=self.mlp(y_BTD), mlp_bias_D=mlp_bias_D)
 
 
 class _Attention(nn.Module):
-    def __init__(self, shape: ModelShape, *, ops: Ops, attention: AttentionOp) -> None:
+    """Attention and its output projection, without that projection's bias."""
+
+    def __init__(self, shape: ModelShape, *, ops: Ops) -> None:
         super().__init__()
         width = shape.hidden_size
         self.num_heads = shape.num_attention_heads
         self.ops = ops
-        self.attend = attention
         self.query_key_value = _Weights((3 * width, width))
         self.dense = _Weights((width, width))
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-        qkv_BTHC = linear(x_BTD, self.query_key_value.weight, self.query_key_value.bias).unflatten(
-            -1, (self.num_heads, -1)
-        )
-        q_BHTK, k_BHTK, v_BHTK = self.ops.rotary(qkv_BTHC, cos_TR, sin_TR)
-        out_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK)
-        return linear(out_BHTK.transpose(1, 2).flatten(2), self.dense.weight, self.dense.bias)
+    def forward(self, y_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        qkv = self.query_key_value
+        out_BTD = self.ops.qkv_attention(y_BTD, qkv.weight, qkv.bias, cos_TR, sin_TR, self.num_heads)
+        return self.ops.linear(out_BTD, self.dense.weight)
 
 
 class _MLP(nn.Module):
+    """The MLP, without the bias of its second projection."""
+
     def __init__(self, shape: ModelShape, *, gelu: str, ops: Ops) -> None:
         super().__init__()
         self.approximate = {'tanh': 'tanh', 'erf': 'none'}[gelu]
@@ -170,9 +184,9 @@ class _MLP(nn.Module):
         self.dense_h_to_4h = _Weights((shape.intermediate_size, shape.hidden_size))
         self.dense_4h_to_h = _Weights((shape.hidden_size, shape.intermediate_size))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, y_BTD: Tensor) -> Tensor:
         up, down = self.dense_h_to_4h, self.dense_4h_to_h
-        return self.ops.gelu_mlp(x_BTD, up.weight, up.bias, down.weight, down.bias, self.approximate)
+        return self.ops.mlp(y_BTD, up.weight, up.bias, down.weight, self.approximate)
 
 
 class _Weights(nn.Module):

@@ -63,7 +63,7 @@ def out_of_place(param, grad, exp_avg, exp_avg_sq, **settings):
         old.copy_(new)
 
 
-@pytest.mark.parametrize('max_norm', [None, 0.5, 1e6])
+@pytest.mark.parametrize('max_norm', [None, 1e-4, 0.5, 1e6])  # clipped: never, at each step, at some, at none
 @pytest.mark.parametrize('sizes', [(200_003, 528), (1, 2)])
 @pytest.mark.parametrize('function', [adamw_, out_of_place])
 def test_steps_are_those_of_torch(sizes, max_norm, function):

@@ -6,7 +6,7 @@ from rewarm_kernels import add_dual_layer_norm as module
 from rewarm_kernels.add_dual_layer_norm import add_dual_layer_norm, add_dual_layer_norm_ref
 from torch.utils.checkpoint import checkpoint
 
-from tests.kernels.yardstick import DTYPES, assert_bit_equal, check, outputs_and_grads
+from tests.kernels.yardstick import DTYPES, assert_bit_equal, check, error, outputs_and_grads
 
 ACTIVATIONS = ['x', 'attn', 'mlp']
 PARAMETERS = ['attn_bias', 'mlp_bias', 'weight_1', 'bias_1', 'weight_2', 'bias_2']
@@ -99,6 +99,14 @@ def test_a_large_mean_does_not_cancel_the_variance():
     )
 
 
+def test_the_norms_are_of_the_sum_that_is_returned():
+    inputs = {name: value.bfloat16() if name in ACTIVATIONS else value for name, value in make_inputs((20, 96)).items()}
+    total, *normed = add_dual_layer_norm(**inputs)
+    alone = dict.fromkeys(['attn', 'mlp', 'attn_bias', 'mlp_bias'])
+    for found, want in zip(normed, add_dual_layer_norm(**{**inputs, 'x': total, **alone})[1:], strict=True):
+        assert torch.equal(found, want)
+
+
 def test_without_branches_the_sum_is_x_itself():
     inputs = make_inputs(has='dual')
     assert add_dual_layer_norm(**inputs)[0] is inputs['x']
@@ -173,6 +181,25 @@ def test_a_bad_row_spoils_no_other(bad):
         assert is_bad[7].all(), name
         assert is_bad.sum() == 100, name
     assert (~found['out0'].isfinite()).sum() == 1
+
+
+def test_gradients_of_parameters_are_summed_before_that_of_x_is_rounded():
+    inputs = make_inputs((130, 96))
+    for name in ('attn', 'mlp', 'attn_bias', 'mlp_bias'):
+        inputs[name] = torch.zeros_like(inputs[name])  # the sum is then x, and the same in bf16 and fp64
+    upstream = torch.randn(3, 130, 96).bfloat16()
+
+    def grads(function, of_activations, of_parameters):
+        leaves = {
+            name: value.bfloat16().to(of_activations) if name in ACTIVATIONS else value.to(of_parameters)
+            for name, value in inputs.items()
+        }
+        parameters = [leaves[name].requires_grad_() for name in PARAMETERS]
+        return torch.autograd.grad(function(**leaves), parameters, [grad.to(of_activations) for grad in upstream])
+
+    found = grads(add_dual_layer_norm, torch.bfloat16, torch.float32)
+    for name, ours, truth in zip(PARAMETERS, found, grads(add_dual_layer_norm_ref, torch.float64, torch.float64)):
+        assert error(ours, truth) < 1e-5, name
 
 
 def test_two_runs_are_equal_bit_for_bit():

@@ -138,6 +138,15 @@ def test_recomputed_and_in_place_give_the_same_bits(form):
     assert torch.equal(g, gelu_forward(h, bias, form))
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_the_gradient_of_the_bias_is_summed_before_that_of_h_is_rounded(form):
+    h, dg, bias = torch.randn(131, 96).bfloat16(), torch.randn(131, 96).bfloat16(), torch.randn(96)
+    _, dbias, _ = gelu_backward(h, bias, dg, form, recompute=False, in_place=False)
+    truth = bias.double().requires_grad_()
+    bias_gelu_ref(h.double(), truth, form).backward(dg.double())
+    assert error(dbias, truth.grad) < 1e-6
+
+
 def test_two_runs_are_equal_bit_for_bit():
     assert_bit_equal(grads(bias_gelu, torch.bfloat16, 131, 96), grads(bias_gelu, torch.bfloat16, 131, 96))
 

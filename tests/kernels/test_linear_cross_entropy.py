@@ -213,6 +213,15 @@ class TestBoth:
 
         compare(run(strided, inputs), flat, flat, torch.float32)
 
+    def test_strides_of_labels_in_one_dimension(self, function):
+        inputs = case(12, 16, 50, 0.2)
+        strided = {**inputs, 'labels': torch.stack((inputs['labels'], inputs['labels'].flip(0)), dim=1)[:, 0]}
+        assert_bit_equal(run(function, strided), run(function, inputs))
+
+    def test_the_sum_of_losses_has_more_digits_than_fp32(self, function):
+        loss_sum = function(**case(12, 16, 50))[0]
+        assert loss_sum != loss_sum.float()
+
     def test_two_runs_give_the_same_bits(self, function):
         inputs = case(20, 24, 401, 0.1, z_loss=1e-4)
         assert_bit_equal(run(function, inputs), run(function, inputs))

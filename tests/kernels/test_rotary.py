@@ -6,7 +6,7 @@ from rewarm_kernels import rotary as module
 from rewarm_kernels.rotary import pack_qkv_grad, rotary, rotary_ref, rotate_
 from torch.utils.checkpoint import checkpoint
 
-from tests.kernels.yardstick import DTYPES, assert_bit_equal, check, compare, outputs_and_grads
+from tests.kernels.yardstick import DTYPES, assert_bit_equal, check, compare, error, outputs_and_grads
 
 # (B, T, H, K, R). Interpreted, a program has 64 tokens in bf16 and 32 in fp32 (in place: 4,096 queries and keys), and the
 # packing 2 programs.
@@ -82,6 +82,12 @@ def test_packed_gradient_and_gradient_of_the_bias(case, dtype):
     dqkv, dbias = pack_qkv_grad(*(layout(part) for layout, part in zip(LAYOUTS.values(), parts)), cos, sin)
     assert dbias.dtype == torch.float32
     compare({'dqkv': dqkv, 'dbias': dbias}, theirs, truth, dtype)
+
+
+def test_the_gradient_of_the_bias_is_summed_before_the_others_are_rounded():
+    upstream, cos, sin, _, truth = packed_grads(CASES[1], torch.bfloat16)
+    _, dbias = pack_qkv_grad(*(part.transpose(1, 2) for part in upstream.unbind(3)), cos, sin)
+    assert error(dbias, truth['dbias']) < 1e-6
 
 
 @pytest.mark.gpu

@@ -106,7 +106,9 @@ def compare(
         assert ours[name].shape == truth[name].shape, name
         assert ours[name].dtype == theirs[name].dtype, name
         bound = 2 * error(theirs[name], truth[name]) + FLOOR[dtype]
-        assert error(ours[name], truth[name]) <= bound, f'{name}: {error(ours[name], truth[name]):.2e}, bound {bound:.2e}'
+        assert error(ours[name], truth[name]) <= bound, (
+            f'{name}: {error(ours[name], truth[name]):.2e}, bound {bound:.2e}'
+        )
 
 
 def assert_bit_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """qkv_attention: values and gradients by each backend, what is kept, and the contract of an operator."""
 
 import functools
+import importlib
 
 import pytest
 import torch
@@ -166,7 +167,8 @@ def test_operators_are_registered_correctly(backends):
 
 
 def test_without_kernels_the_operators_run_one_after_the_other(backends, monkeypatch):
-    monkeypatch.setattr('rewarm_kernels.qkv_attention.runs_kernels', lambda *_: False)
+    module = importlib.import_module('rewarm_kernels.qkv_attention')  # whose name in the package is the function's
+    monkeypatch.setattr(module, 'runs_kernels', lambda *_: False)
     values = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in inputs(*SMALL).items()}
     bounds = torch.tensor([0, 3, 10], dtype=torch.int32)
     for cu_seqlens in (None, bounds):

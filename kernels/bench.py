@@ -75,7 +75,8 @@ def measure_ops(records: Records, names: list[str], sizes: Sizes, device: torch.
             with records.attempt(name, 'compile' if is_compiled else ''):
                 case = CASES[name](sizes, device)
                 for way in (way for way in case.ways if (way == 'compile') is is_compiled):
-                    with records.attempt(name, way, needs=10 if is_compiled else 2):
+                    with records.attempt(name, way):
+                        records.need(10 if is_compiled else 2)
                         function = _compiled(case.ways[way], device) if is_compiled else case.ways[way]
                         records.add(name, way, **measure_case(case, function, copy, device))
 

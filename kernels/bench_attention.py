@@ -45,12 +45,14 @@ def measure_attention(records: Records, sizes: Sizes, device: torch.device) -> N
         backend = BACKENDS.get(name)
         if backend is not None and device.type not in backend.devices:
             continue
-        with records.attempt('causal', name, needs=3):
+        with records.attempt('causal', name):
+            records.need(3)
             if backend is not None and backend.load is not None:
                 backend.load()
             _measure(records, name, make(), truth, sizes, device)
         if name in REORDERED:
-            with records.attempt('causal', f'{name}, deterministic', needs=3):
+            with records.attempt('causal', f'{name}, deterministic'):
+                records.need(3)
                 if backend is not None and backend.load is not None:
                     backend.load()
                 torch.use_deterministic_algorithms(True, warn_only=True)

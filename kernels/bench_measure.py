@@ -74,26 +74,28 @@ class Records:
         """Seconds that remain."""
         return self.deadline - time.monotonic()
 
+    def need(self, seconds: float) -> None:
+        """Leaves the :meth:`attempt` around it, as skipped, if less time remains."""
+        if self.left() < seconds:
+            raise _OutOfTime(f'{self.left():.0f} s left, {seconds:.0f} needed')
+
     @contextlib.contextmanager
-    def attempt(self, item: str, implementation: str = '', *, needs: float = 0.0) -> Iterator[None]:
+    def attempt(self, item: str, implementation: str = '') -> Iterator[None]:
         """A part of the section whose failure is recorded and does not end the rest.
 
-        What is not importable is skipped and said; so is everything once the time is up.
+        What is not importable is skipped, and what :meth:`need` finds no time for; both are said.
 
         Args:
             item (str): As in :meth:`add`.
             implementation (str): As in :meth:`add`.
-            needs (float): Seconds that must remain to begin; the body must then look at :meth:`left` no more.
 
         Raises:
             SystemExit: If the device is of no use any more.
         """
         try:
-            if self.left() < needs:
-                raise _OutOfTime
             yield
-        except _OutOfTime:
-            self.add(item, implementation, skipped=f'{self.left():.0f} s left, {needs:.0f} needed')
+        except _OutOfTime as error:
+            self.add(item, implementation, skipped=str(error))
         except ImportError as error:
             known = str(error.name or '').partition('.')[0] in OURS
             self.add(

@@ -248,7 +248,7 @@ def _proofs(found: Found) -> str:
         [
             '`rewarm train` against the bare step',
             *said(
-                ('trainer', 'overhead', 'rewarm train / bare step'),
+                ('trainer', 'overhead', ''),
                 '{percent_slower} % slower, at most {bar_percent} %',
             ),
         ],

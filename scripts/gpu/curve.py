@@ -39,7 +39,8 @@ def main() -> int:
     sizes, steps = (sizes, 3) if options.dry else (replace(sizes, batch=4, tokens=512), 200)
     curves: dict[str, Tensor] = {}
     for name, kernels, dtype in CURVES:
-        with records.attempt('losses', name, needs=15):
+        with records.attempt('losses', name):
+            records.need(15)
             curves[name] = _curve(records, name, kernels, dtype, sizes, steps, device)
     if len(curves) == len(CURVES):
         gap = (curves['triton bf16'] - curves['torch bf16']).abs()

@@ -69,7 +69,8 @@ def _compare(records: Records, sizes: Sizes, device: torch.device) -> None:
         against_truth('hf bf16', hugging_face(sizes, device, torch.bfloat16))
         records.add('gradients', 'hf bf16', **_summary(errors['hf bf16']))
     for name, kernels, dtype, yardstick in OURS:
-        with records.attempt('gradients', name, needs=2):
+        with records.attempt('gradients', name):
+            records.need(2)
             trainee = our_model(kernels, sizes, device, dtype)
             found = against_truth(name, trainee)
             values = _summary(errors[name])

@@ -8,7 +8,7 @@ Needs torch and triton; sections that need more are skipped where it is absent, 
 process with a time limit, so a crash, a hang or too little memory costs that section only. Results go to OUT (the folder
 of --out, $OUT or kernels/results) as they come: DEVICE.jsonl, a line for each, to which every run adds; DEVICE.csv, the
 newest of each; DEVICE.md, the tables, printed last; DEVICE.log, what the sections printed. Ends with 1 if something is
-not right: a test, parity, the curve, a resume. Slowness alone is no error.
+not right: a product, a test, parity, the curve, a resume. Slowness alone is no error.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _step(way: str, limit: float, needs: float) -> Section:
 
 
 SECTIONS = (
-    Section('facts', ('-m', 'scripts.gpu.facts'), 45, 10),
+    Section('facts', ('-m', 'scripts.gpu.facts'), 45, 10, proves=True),
     Section('tests', ('-m', 'scripts.gpu.tests'), 120, 20, proves=True),
     Section('attention', ('kernels/bench.py', 'attention'), 45, 10),
     Section('ops', ('kernels/bench.py', 'ops'), 100, 20),

@@ -86,7 +86,8 @@ def measure_step(records: Records, way: str, trainee: Trainee, sizes: Sizes, dev
         'computed_by': trainee.description,
     }
     records.add('410M', way, **values)
-    with records.attempt('breakdown', way, needs=3):
+    with records.attempt('breakdown', way):
+        records.need(3)
         spans = kernel_spans(lambda: train(trainee, optimizer, ids, labels, microbatch), device)
         parts, longest = breakdown(spans)
         records.add('breakdown', way, **parts, kernels=longest)

@@ -11,6 +11,8 @@ from bench_measure import arguments, begin
 __all__ = ['main']
 
 WORKERS = 8
+NO_DEVICE = ('test_aot', 'test_mutations')
+"""Files that are about compiled code and about tests, and take minutes."""
 
 
 class Tally:
@@ -43,6 +45,7 @@ def main() -> int:
 
         # Warnings are no errors here: which there are depends on the versions at hand.
         common = ['-q', '-W', 'default', '-p', 'no:cacheprovider', '-rf', 'tests/kernels']
+        common += [f'--ignore=tests/kernels/{name}.py' for name in NO_DEVICE]
         small = ['-m', 'not gpu and not slow and not demo']
         if find_spec('xdist') and not options.dry:
             small += ['-n', str(WORKERS), '--dist', 'load']  # they mostly wait for compilers

@@ -62,7 +62,6 @@ def _compare(records: Records, folder: Path, device: torch.device, *, dry: bool)
     percent = 100 * (composer / bare - 1)
     records.add(
         'overhead',
-        'rewarm train / bare step',
         ms_rewarm_train=composer * 1e3,
         ms_bare=bare * 1e3,
         tokens_per_second=sizes.rows / composer,

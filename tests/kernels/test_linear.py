@@ -1,5 +1,7 @@
 """linear: values, gradients, the one cast and the fp32 gradient of its weight, and the contract of an operator."""
 
+import importlib
+
 import pytest
 import torch
 from rewarm_kernels.launch import INTERPRETED
@@ -115,7 +117,8 @@ def test_exports():
 @pytest.mark.skipif(not INTERPRETED, reason='operators run on tensors of a GPU')
 def test_the_definition_runs_where_kernels_do_not(monkeypatch):
     monkeypatch.setattr('rewarm_kernels.launch.INTERPRETED', False)
-    monkeypatch.setattr('rewarm_kernels.linear._linear', None)
+    module = importlib.import_module('rewarm_kernels.linear')  # in the package the name is the function's
+    monkeypatch.setattr(module, '_linear', None)
     values = inputs((3, 17), 5)
     assert torch.equal(linear(**values), linear_ref(**values))
 

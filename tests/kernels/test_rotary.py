@@ -1,12 +1,15 @@
 """rotary and its in-place and packing forms against the definition in fp64, and what every operator promises."""
 
+import importlib
+
 import pytest
 import torch
-from rewarm_kernels import rotary as module
 from rewarm_kernels.rotary import pack_qkv_grad, rotary, rotary_ref, rotate_
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.yardstick import DTYPES, assert_bit_equal, check, compare, error, outputs_and_grads
+
+module = importlib.import_module('rewarm_kernels.rotary')  # in the package the name is the function's
 
 # (B, T, H, K, R). Interpreted, a program has 64 tokens in bf16 and 32 in fp32 (in place: 4,096 queries and keys), and the
 # packing 2 programs.

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins lock bench
+.PHONY: env demo test check test-fast test-demo test-pins lock bench gpu
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -35,4 +35,7 @@ lock:  ## Re-locks both environments (needs uv)
 	scripts/lock.sh
 
 bench: env  ## Trainer overhead, conversion, checkpoints, start-up (minutes; a quiet machine)
-	for f in scripts/bench/*.py; do $(BIN)/python $$f; done
+	@failed=0; for f in scripts/bench/[!_]*.py; do echo "== $$f"; $(BIN)/python $$f || failed=1; done; exit $$failed
+
+gpu:  ## Everything that needs one GPU, in under 9 minutes; DRY=1: the same on a CPU at toy sizes; ONLY=step,parity
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu/run.py $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))

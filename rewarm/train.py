@@ -43,7 +43,7 @@ from rewarm.resume.state import (
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
 from rewarm.start import announce, load_loggers, on_rank_zero, write_start_files
 
-__all__ = ['run']
+__all__ = ['build_model', 'run']
 
 
 @dataclass
@@ -108,7 +108,7 @@ def run(config: RunConfig) -> int:
             announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
             return 0
 
-        model = _build_model(config, device, initialise=state.checkpoint is None)
+        model = build_model(config, device, initialise=state.checkpoint is None)
         optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
         this = Run(config, plan, folder, model, optimizer, events, stop, FirstBatch(events, announce))
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
@@ -227,7 +227,7 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
     return RunState()
 
 
-def _build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaForTraining:
+def build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaForTraining:
     """Builds the model, says what computes it, and gives it its first weights unless a checkpoint will."""
     dtype = torch.bfloat16 if config.precision == 'bf16' else torch.float32
     shape = config.model.shape

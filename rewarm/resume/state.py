@@ -225,14 +225,21 @@ def load_model(model: Module, checkpoint: Checkpoint) -> None:
 
 
 def load_optimizer(model: Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Restores AdamW's moments and step counts; rate, betas and decay stay as the run file has them."""
+    """Restores AdamW's moments and step counts; rate, betas and decay stay as the run file has them.
+
+    The files may change or go afterwards: the moments are memory of this process, on their parameters' devices.
+    """
     index = {name: i for i, name in enumerate(_optimizer_names(model, optimizer))}
+    device = {name: parameter.device for name, parameter in model.named_parameters()}
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for path in checkpoint.optimizer_files:
-        with safe_open(path, framework='pt') as file:
+        # By default a tensor is a view of the mapped file, for as long as it lives; AdamW would keep it for the run.
+        with safe_open(path, framework='pt', backend='pread') as file:
             for key in file.keys():
                 name, _, what = key.rpartition('.')
-                per_parameter.setdefault(index[name], {})[what] = file.get_tensor(key)
+                value = file.get_tensor(key)
+                # The step count goes where the optimizer wants it; the rest at once, so that the host holds one tensor.
+                per_parameter.setdefault(index[name], {})[what] = value if what == 'step' else value.to(device[name])
     # Passing the current groups back keeps the run file's hyperparameters.
     optimizer.load_state_dict({'state': per_parameter, 'param_groups': optimizer.state_dict()['param_groups']})
 

@@ -15,7 +15,6 @@ import itertools
 import json
 import lzma
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,18 +23,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from _common import circumstances
+
 SEQ_LEN = 2048
 FILES = 8
+VERSIONS_OF = ('tokenizers', 'transformers', 'mosaicml-streaming', 'gigatoken', 'numpy')
 
 
 def main() -> None:
     """Writes the input, runs both sides in turn, and prints what they took."""
-    parser = argparse.ArgumentParser(description='Conversion: rewarm against the steps of LLM Foundry')
-    parser.add_argument('--data', default=os.environ.get('REWARM_DATA', '../shared/data'), help='folder of corpora')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', help='folder of corpora (default: REWARM_DATA, or ../shared/data; skipped if absent)')
     parser.add_argument('--megabytes', type=float, default=100, help='text to convert, in MB')
     parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)), help='processes of each side')
     parser.add_argument('--kinds', default='txt,jsonl', help='kinds of files')
@@ -46,9 +47,12 @@ def main() -> None:
         side, source, out, tokenizer = options.side
         (_rewarm if side == 'rewarm' else _foundry)(Path(source), Path(out), tokenizer, options.workers)
         return
-    data = Path(options.data)
+    data = Path(options.data or os.environ.get('REWARM_DATA', '../shared/data'))
     if not (data / 'corpora').is_dir():
-        sys.exit(f'{data}: no folder of corpora; name one with --data or REWARM_DATA')
+        if options.data:
+            sys.exit(f'{data}: no folder of corpora')
+        print(f'Conversion is skipped: {data} is no folder of corpora; name one with --data or REWARM_DATA.')
+        return
     for kind in options.kinds.split(','):
         with tempfile.TemporaryDirectory(prefix='rewarm-bench-') as folder:
             print(json.dumps(_compare(data, Path(folder), kind, options)), flush=True)
@@ -78,7 +82,7 @@ def _compare(data: Path, folder: Path, kind: str, options: argparse.Namespace) -
     result: dict[str, Any] = {'bench': 'convert', 'kind': kind, 'bytes': size, 'files': FILES, **sides}
     if len(sides) == 2:
         result['ratio'] = round(sides['rewarm']['tokens_per_second'] / sides['foundry']['tokens_per_second'], 1)
-    return {**result, 'seq_len': SEQ_LEN, 'workers': options.workers, **_circumstances()}
+    return {**result, 'seq_len': SEQ_LEN, 'workers': options.workers, **circumstances(*VERSIONS_OF)}
 
 
 def _write_input(data: Path, folder: Path, kind: str, size: int) -> None:
@@ -186,21 +190,6 @@ def _foundry_rows(files: list[Path], tokenizer: Any) -> Iterator[Any]:
                     yield np.asarray(row, dtype=np.int32)
         if path.suffix != '.jsonl':
             held += end
-
-
-def _circumstances() -> dict[str, Any]:
-    packages = ('tokenizers', 'transformers', 'mosaicml-streaming', 'gigatoken', 'numpy')
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False)
-    lines = Path('/proc/cpuinfo').read_text().split('\n') if sys.platform == 'linux' else []
-    model = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
-    return {
-        'cpu': model,
-        'cores': len(os.sched_getaffinity(0)),
-        'load_before': [round(load, 2) for load in os.getloadavg()],
-        'python': platform.python_version(),
-        'versions': {name: version(name) for name in packages},
-        'commit': commit.stdout.strip() or None,
-    }
 
 
 if __name__ == '__main__':

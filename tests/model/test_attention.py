@@ -182,6 +182,27 @@ def test_unknown_names_are_refused():
         choose_attention('fastest', 'cpu')
 
 
+def test_a_slower_one_that_gives_the_same_bits_each_time_goes_first(monkeypatch):
+    def slow(*arguments):
+        time.sleep(0.05)
+        return BACKENDS['math'].forward(*arguments)
+
+    calls = []
+
+    def restless(*arguments):
+        calls.append(1)
+        dq, dk, dv = BACKENDS['math'].backward(*arguments)
+        return dq * (1 + 1e-6 * len(calls)), dk, dv
+
+    replace(monkeypatch, 'flash', forward=slow, backward=BACKENDS['math'].backward)
+    replace(monkeypatch, 'fa3', load=None, forward=BACKENDS['math'].forward, backward=restless)
+    choice = fastest(('flash', 'fa3'))
+    assert choice.backend == 'flash'
+    assert 'the fastest that is right here and gives the same bits each time' in choice.description
+    assert 'not the same bits each time' in choice.description.partition('fa3 ')[2]
+    assert fastest(('fa3',)).backend == 'fa3'
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_the_fastest_that_is_right_is_chosen_and_every_time_is_told(dtype, monkeypatch):
     def slow(*arguments):

@@ -132,11 +132,11 @@ def test_loggers_hold_every_batch_of_all_stages_and_starts_in_the_run_folder(mak
 
 
 @pytest.mark.slow
-def test_a_run_on_triton_kernels_has_the_losses_of_one_on_plain_pytorch(make_run):
+def test_a_run_of_two_ranks_on_triton_kernels_has_the_losses_of_one_rank_on_plain_pytorch(make_run):
     short = ('stages.0.max_duration=4ba', 'stages.1.max_duration=4ba', 'eval.sets=[]')
     plain, fused = make_run('plain'), make_run('fused')
     plain.finish(*short)
-    said = fused.finish(*short, 'model.kernels=triton')
+    said = fused.finish(*short, 'model.kernels=triton', ranks=2)  # and under DistributedDataParallel
     assert 'Operations: Triton kernels' in said
     losses = [[record['loss'] for record in run.lines('metrics')] for run in (fused, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

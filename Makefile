@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins lock bench gpu
+.PHONY: env demo test check test-fast test-demo test-pins lock bench gpu aot mutate
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -39,3 +39,9 @@ bench: env  ## Trainer overhead, conversion, checkpoints, start-up (minutes; a q
 
 gpu:  ## Everything that needs one GPU, in under 9 minutes; DRY=1: the same on a CPU at toy sizes; ONLY=step,parity
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu/run.py $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
+
+aot: env  ## Compiles every kernel for sm_80, sm_90 and sm_100 and compares with kernels/results/aot.csv
+	$(BIN)/python kernels/aot.py --check
+
+mutate: env  ## Breaks each term of each gradient; a test must fail for it
+	$(BIN)/python kernels/mutate.py

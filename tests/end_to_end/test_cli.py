@@ -59,4 +59,6 @@ def test_verify_names_the_damage_and_exits_2(checkpoint, data, tmp_path):
 def test_report_and_doctor(unbroken, tmp_path):
     rewarm('report', unbroken.folder, '--out', tmp_path / 'page.html')
     assert (tmp_path / 'page.html').stat().st_size > 100_000
-    assert 'plain PyTorch on cpu' in rewarm('doctor')
+    said = dict(line.split(maxsplit=2)[1:] for line in rewarm('doctor').splitlines() if line.startswith('kernels, '))
+    assert said['auto'].startswith('plain PyTorch, since Triton kernels ')
+    assert said['torch'] == 'plain PyTorch, as asked for'

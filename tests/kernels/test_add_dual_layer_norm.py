@@ -254,3 +254,14 @@ def test_operators_are_registered_correctly(has):
 def test_wrong_shapes_are_refused(name, value, match):
     with pytest.raises(ValueError, match=match):
         add_dual_layer_norm(**{**make_inputs(), name: value})
+
+
+def test_it_exports():
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return add_dual_layer_norm(*tensors)
+
+    values = tuple(make_inputs((2, 3, 32)).values())
+    exported = torch.export.export(Module(), values).module()
+    for got, want in zip(exported(*values), add_dual_layer_norm(*values), strict=True):
+        assert torch.equal(got, want)

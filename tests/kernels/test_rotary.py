@@ -224,3 +224,12 @@ def test_only_a_contiguous_buffer_is_rotated_in_place():
     inputs = make_inputs(2, 5, 2, 16, 4)
     with pytest.raises(ValueError, match=r'qkv of strides \(.*\) is not contiguous'):
         rotate_(inputs['qkv'].transpose(0, 1).contiguous().transpose(0, 1), inputs['cos'], inputs['sin'])
+
+
+def test_it_exports():
+    class Module(torch.nn.Module):
+        def forward(self, qkv, cos, sin):
+            return rotary(qkv, cos, sin)
+
+    values = tuple(make_inputs(2, 5, 2, 16, 4).values())
+    assert torch.equal(torch.export.export(Module(), values).module()(*values), rotary(*values))

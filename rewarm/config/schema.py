@@ -169,7 +169,7 @@ class ModelConfig(Section):
     )
     """Which implementation of the fused operations runs: `auto`, `triton` or `torch`, or one for each, such as `{default: triton, rotary: torch}`."""
     compile: bool = False
-    """Whether `torch.compile` compiles the layers; costs about a minute at each start."""
+    """Whether `torch.compile` compiles the layers, of either implementation; the first batch of each start then waits for it."""
     attention: Literal['auto', 'cudnn', 'flash', 'efficient', 'fa3', 'fa4', 'math'] = 'auto'
     """Which attention backend runs."""
     hidden_size: Positive | None = None

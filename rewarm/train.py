@@ -228,7 +228,19 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
 
 
 def build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaForTraining:
-    """Builds the model, says what computes it, and gives it its first weights unless a checkpoint will."""
+    """Builds the model, says what computes it, and gives it its first weights unless a checkpoint will.
+
+    Args:
+        config (RunConfig): The run file.
+        device (Any): Composer's device.
+        initialise (bool): Whether to set the weights that ``init_from`` names; NaN until a checkpoint is loaded otherwise.
+
+    Returns:
+        PythiaForTraining: On the device.
+
+    Raises:
+        UserError: If kernels, an attention or weights are asked for that cannot be had here.
+    """
     dtype = torch.bfloat16 if config.precision == 'bf16' else torch.float32
     shape = config.model.shape
     where = torch.device(device.name if device.name != 'gpu' else 'cuda')

@@ -71,6 +71,20 @@ def plan(
 
 
 @app.command()
+def ranks(
+    run: RunFile,
+    overrides: Overrides = None,
+    *,
+    available: Annotated[int, typer.Option(min=1, help='GPUs at hand, on all nodes together.')],
+    gpus_per_node: Annotated[int, typer.Option(min=1, help='Use whole nodes of so many GPUs only.')] = 1,
+) -> None:
+    """Prints the most ranks that can run a run file on the GPUs at hand; says on stderr why it is not all of them."""
+    from rewarm.config.ranks import ranks_command
+
+    ranks_command(run, overrides or [], available=available, gpus_per_node=gpus_per_node)
+
+
+@app.command()
 def train(run: RunFile, overrides: Overrides = None) -> None:
     """Trains a run, or goes on with it. For several processes: composer -n 8 scripts/train.py RUN.yaml [KEY=VALUE]..."""
     from rewarm.config.load import load

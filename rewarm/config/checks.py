@@ -14,6 +14,7 @@ from rewarm.config.messages import did_you_mean
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.config.source import Loc, dotted
 from rewarm.config.stages import StagePlan, plan_stages
+from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches
 
 LAUNCHER_GRACE_SECONDS = 30
 """Seconds after which the ``composer`` launcher kills its ranks once it has sent them a SIGTERM."""
@@ -81,38 +82,22 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
     return warnings, notes
 
 
-def find_world_sizes(config: RunConfig) -> list[int]:
-    """The numbers of ranks that can run the global batch in whole microbatches.
-
-    Args:
-        config (RunConfig): The settings.
-
-    Returns:
-        list[int]: In order.
-    """
-    count, rest = divmod(config.global_train_batch_size, config.device_train_microbatch_size)
-    return [] if rest else [ranks for ranks in range(1, count + 1) if count % ranks == 0]
-
-
 def _environment_world_size() -> int:
     text = os.environ.get('WORLD_SIZE', '1')
     return int(text) if text.isdigit() and int(text) > 0 else 1
 
 
 def _check_batch(config: RunConfig, ranks: int) -> list[Finding]:
-    batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
-    step = micro * ranks
-    if batch % step == 0:
+    sizes = find_world_sizes(config)
+    if ranks in sizes:
         return []
-    below, above = batch // step * step, -(-batch // step) * step
-    nearest = f'{below} or {above}' if below else str(above)
+    batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
     text = f'`global_train_batch_size` {batch} is not a multiple of `device_train_microbatch_size` {micro} x {ranks} rank{"s"[: ranks > 1]}. '
-    fixes = [f'Write {nearest}']
-    if batch % ranks == 0:
-        fitting = max(size for size in range(1, min(micro, batch // ranks) + 1) if batch // ranks % size == 0)
+    fixes = [f'Write {" or ".join(map(str, nearest_batches(config, ranks)))}']
+    if fitting := fitting_microbatch(config, ranks):
         fixes.append(f'`device_train_microbatch_size: {fitting}`')
-    if sizes := find_world_sizes(config):
-        fixes.append(f'run it on {", ".join(map(str, sizes))} ranks')
+    if usable := [size for size in sizes if size < ranks]:
+        fixes.append(f'run it on {usable[-1]} of the ranks ({", ".join(map(str, sizes))} can)')
     return [(('global_train_batch_size',), text + ', or '.join(fixes))]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewarm.config.changes import check_stage_change, identity
-from rewarm.config.checks import find_problems, find_warnings, find_world_sizes
+from rewarm.config.checks import find_problems, find_warnings
 from rewarm.config.cost import BYTES_PER_PARAMETER, Cost, estimate_cost
 from rewarm.config.duration import Duration
 from rewarm.config.errors import ConfigError, UserError
@@ -13,6 +13,7 @@ from rewarm.config.memory import Memory, estimate_memory
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import count_parameters, flops_per_token
 from rewarm.config.stages import StagePlan, plan_stages
+from rewarm.config.world_sizes import find_world_sizes
 
 __all__ = ['Plan', 'StagePlan', 'check_stage_change', 'identity', 'make_plan', 'parse_marks']
 

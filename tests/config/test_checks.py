@@ -34,10 +34,10 @@ def test_batch_that_does_not_divide(problems_of):
 
 def test_batch_is_checked_against_the_ranks(problems_of, monkeypatch):
     (problem,) = problems_of(world_size=3)
-    assert 'x 3 ranks. Write 6, or run it on 1, 2 ranks' in problem
+    assert 'x 3 ranks. Write 6, or run it on 2 of the ranks (1, 2 can)' in problem
     monkeypatch.setenv('WORLD_SIZE', '8')
     (problem,) = problems_of()
-    assert 'x 8 ranks. Write 16, or run it on 1, 2 ranks' in problem
+    assert 'x 8 ranks. Write 16, or run it on 2 of the ranks (1, 2 can)' in problem
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert problems_of() == ()
 

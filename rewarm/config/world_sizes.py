@@ -1,0 +1,47 @@
+"""The arithmetic of a global batch that is divided among ranks in whole microbatches."""
+
+from rewarm.config.schema import RunConfig
+
+
+def find_world_sizes(config: RunConfig) -> list[int]:
+    """The numbers of ranks that can run the global batch in whole microbatches.
+
+    Args:
+        config (RunConfig): The settings.
+
+    Returns:
+        list[int]: In order.
+    """
+    count, rest = divmod(config.global_train_batch_size, config.device_train_microbatch_size)
+    return [] if rest else [ranks for ranks in range(1, count + 1) if count % ranks == 0]
+
+
+def nearest_batches(config: RunConfig, ranks: int) -> list[int]:
+    """The global batches nearest to the configured one that a number of ranks can run.
+
+    Args:
+        config (RunConfig): The settings.
+        ranks (int): Ranks that do not divide the configured batch.
+
+    Returns:
+        list[int]: The next lower, if there is one, and the next higher, in sequences.
+    """
+    batch, step = config.global_train_batch_size, config.device_train_microbatch_size * ranks
+    below, above = batch // step * step, -(-batch // step) * step
+    return [below, above] if below else [above]
+
+
+def fitting_microbatch(config: RunConfig, ranks: int) -> int | None:
+    """The largest microbatch, up to the configured one, with which a number of ranks can run the configured batch.
+
+    Args:
+        config (RunConfig): The settings.
+        ranks (int): Number of ranks.
+
+    Returns:
+        int | None: Sequences; None where the batch does not divide among the ranks at all.
+    """
+    share, rest = divmod(config.global_train_batch_size, ranks)
+    if rest or not share:
+        return None
+    return max(size for size in range(1, min(config.device_train_microbatch_size, share) + 1) if share % size == 0)

@@ -162,6 +162,7 @@ def _check_units(config: RunConfig) -> Iterator[Finding]:
         (('eval', 'interval'), config.eval.interval, ('ba', 'tok')),
         (('checkpoints', 'interval'), config.checkpoints.interval, ('sec', 'min', 'h', 'ba', 'tok')),
         (('preemption', 'grace_period'), config.preemption.grace_period, ('sec', 'min', 'h')),
+        (('preemption', 'hang_timeout'), config.preemption.hang_timeout, ('sec', 'min', 'h')),
     )
     for at, duration, units in allowed:
         if duration.unit not in units or duration.value == 0:

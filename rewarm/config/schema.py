@@ -282,10 +282,20 @@ class PreemptionConfig(Section):
         tuple[Literal['SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGUSR2', 'SIGHUP'], ...], Field(strict=False)
     ] = ('SIGTERM', 'SIGINT', 'SIGUSR1')
     """Signals after which the batch is finished, a checkpoint saved, and the process left with code 75."""
-    notice: Literal['auto', 'none'] = 'auto'
-    """Whether to look for the cloud's own notice of preemption."""
+    notice: Literal['auto', 'aws', 'gcp', 'azure', 'none'] = 'auto'
+    """Whose notices of preemption to look for: `auto` asks only the cloud this machine is in, if any; a cloud that is named must answer."""
+    notice_url: Annotated[str, Field(pattern=r'^https?://[^\s/?#]+/?$')] | None = None
+    """Where its metadata service is, such as `http://127.0.0.1:1338`. Default: `AWS_EC2_METADATA_SERVICE_ENDPOINT` or `GCE_METADATA_HOST`, else the cloud's own address."""
+    hang_timeout: Duration = Duration(20, 'min')
+    """Time without any progress on any rank after which all leave with code 75: `sec`, `min` or `h`; three times as long until a stage's first batch is done. Must be longer than a save."""
     grace_period: Duration = Duration(25, 'sec')
     """Time from the signal to the kill: `sec` or `min`. The `composer` launcher kills its ranks 30 s after a SIGTERM."""
+
+    @model_validator(mode='after')
+    def _check_notice_url(self) -> 'PreemptionConfig':
+        if self.notice_url is not None and self.notice == 'none':
+            raise ValueError('`notice_url` is not asked with `notice: none`. Remove it, or write `notice: auto`')
+        return self
 
 
 class RunConfig(Section):

@@ -84,6 +84,11 @@ def test_batch_is_checked_against_the_ranks(problems_of, monkeypatch):
             'preemption: {grace_period: 3ba}\nloggers:',
             'run.yaml:34: `preemption.grace_period` must be above 0 and in `sec`',
         ),
+        (
+            'loggers:',
+            'preemption: {hang_timeout: 100ba}\nloggers:',
+            'run.yaml:34: `preemption.hang_timeout` must be above 0 and in `sec`',
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(problems_of, old, new, problem):

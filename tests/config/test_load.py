@@ -94,6 +94,26 @@ def test_a_key_in_the_wrong_place_is_pointed_to_the_right_one(problems_of):
             '{tensorboard: }',
             'run.yaml:34: `loggers.tensorboard` must be a group of keys, `{}` when',
         ),
+        (
+            'loggers:',
+            'preemption: {notice: amazon}\nloggers:',
+            "run.yaml:34: `preemption.notice` must be one of auto, aws, gcp, azure, none, got 'amazon'",
+        ),
+        (
+            'loggers:',
+            "preemption: {notice_url: 'ftp://host'}\nloggers:",
+            'run.yaml:34: `preemption.notice_url` must be `http://<host>` or `http://<host>:<port>`, without a path',
+        ),
+        (
+            'loggers:',
+            "preemption: {notice: aws, notice_url: 'http://host/latest'}\nloggers:",
+            'run.yaml:34: `preemption.notice_url` must be `http://<host>` or',
+        ),
+        (
+            'loggers:',
+            "preemption: {notice: none, notice_url: 'http://host'}\nloggers:",
+            'run.yaml:34: `preemption`: `notice_url` is not asked with `notice: none`. Remove it, or write `notice: auto`',
+        ),
         ('{tensorboard: {}}', '{wnadb: {}}', 'run.yaml:34: unknown logger `wnadb`. Did you mean `wandb`?'),
         (
             '{tensorboard: {}}',

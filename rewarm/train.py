@@ -26,12 +26,13 @@ from rewarm.model.optimizer import build_optimizer
 from rewarm.model.pythia import Pythia, init_weights
 from rewarm.model.weights import load_hf
 from rewarm.report.first_batch import FirstBatch
-from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back, lacks_evaluation
+from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back, lacks_evaluation, sync_records
 from rewarm.report.records import Events
-from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers
+from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers, retain
 from rewarm.resume.checkpointing import Checkpointing
 from rewarm.resume.lock import run_lock
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
+from rewarm.resume.saving import BackgroundSaver
 from rewarm.resume.state import (
     Restore,
     RunState,
@@ -57,6 +58,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     events: Events
     stop: StopRequest
+    saver: BackgroundSaver
     first_batch: FirstBatch
 
 
@@ -80,7 +82,7 @@ def run(config: RunConfig) -> int:
         )
     folder = Path(config.run_folder)
     root = folder / 'checkpoints'
-    stop = StopRequest(config.preemption.signals)
+    stop = StopRequest(config.preemption.signals, config.preemption.grace_period.seconds)
     stop.install()  # after `import composer`, which takes the signals for itself
 
     with ExitStack() as stack:
@@ -110,7 +112,15 @@ def run(config: RunConfig) -> int:
 
         model = build_model(config, device, initialise=state.checkpoint is None)
         optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
-        this = Run(config, plan, folder, model, optimizer, events, stop, FirstBatch(events, announce))
+        saver = BackgroundSaver(
+            root,
+            model=model.pythia,
+            optimizer=optimizer,
+            before_publishing=lambda: sync_records(folder),
+            after_publishing=lambda path, record: _after_saving(root, config, plan, events, record),
+        )
+        stack.callback(saver.close)
+        this = Run(config, plan, folder, model, optimizer, events, stop, saver, FirstBatch(events, announce))
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
             state = _train_stage(this, stage, state, device)
@@ -156,15 +166,12 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         stopping=lambda: this.stop.agreed,
     )
     checkpointing = Checkpointing(
-        this.folder / 'checkpoints',
+        this.saver,
         stage=stage,
         plan=plan,
-        model=this.model.pythia,
         describe=lambda now: describe_run(config, plan, state, now, rewarm),
         interval=config.checkpoints.interval,
-        keep=config.checkpoints.keep,
         stop=this.stop,
-        sync_records=lambda: (train_records.lines.sync(), eval_records.lines.sync()),
         events=events,
     )
     events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage.name)
@@ -225,6 +232,14 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
         carried = {**origin.state['algorithms']['Rewarm'], 'stage': None}
         return RunState(0, {'Rewarm': carried}, origin)
     return RunState()
+
+
+def _after_saving(root: Path, config: RunConfig, plan: Plan, events: Events, record: dict[str, Any]) -> None:
+    """Records a checkpoint and makes room for the next; on rank 0's saving thread."""
+    events.record('save', **record)
+    stage_ends = {stage.end_batch for stage in plan.stages}
+    for gone in retain(root, keep=config.checkpoints.keep, stage_ends=stage_ends):
+        events.record('delete', path=str(gone))
 
 
 def build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaForTraining:

@@ -5,6 +5,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from rewarm.config.plan import Plan, StagePlan
 from rewarm.config.schema import EvalSetConfig, RunConfig
 from rewarm.report.records import JsonLines
 
-__all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation']
+__all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation', 'recent_losses', 'sync_records']
 
 
 class Order(Protocol):
@@ -43,6 +44,18 @@ def cut_back(run_folder: Path, batch: int) -> int:
     return JsonLines(run_folder / 'metrics.jsonl').cut(lambda record: record['batch'] <= batch)
 
 
+def sync_records(run_folder: Path) -> None:
+    """Forces metrics and evaluations to the disk: no checkpoint may be newer than the records that lead to it."""
+    for name in ('metrics.jsonl', 'evals.jsonl'):
+        JsonLines(run_folder / name).sync()
+
+
+def recent_losses(run_folder: Path, stage: str, count: int) -> list[tuple[float | None, bool]]:
+    """The loss of each of a stage's last batches, ``None`` if it was no number, and whether the batch was skipped."""
+    lines = JsonLines(run_folder / 'metrics.jsonl').read()
+    return [(line['loss'], line.get('skipped', False)) for line in lines if line['stage'] == stage][-count:]
+
+
 def lacks_evaluation(run_folder: Path, config: RunConfig, stage: StagePlan, batch: int) -> bool:
     """Whether a set of the run file has no record for the weights of ``batch`` in ``stage``."""
     recorded = _sets_recorded(JsonLines(run_folder / 'evals.jsonl').read(), stage, batch)
@@ -62,16 +75,25 @@ class TrainRecords(Callback):
         plan (Plan): The whole run's.
         order (Order): The stage's order of samples.
         grad_norm (Callable[[], float]): Gradient norm of the batch, before clipping.
+        skipped (Callable[[], bool]): Whether the batch was left out of training.
     """
 
     def __init__(
-        self, run_folder: Path, *, stage: StagePlan, plan: Plan, order: Order, grad_norm: Callable[[], float]
+        self,
+        run_folder: Path,
+        *,
+        stage: StagePlan,
+        plan: Plan,
+        order: Order,
+        grad_norm: Callable[[], float],
+        skipped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.lines = JsonLines(run_folder / 'metrics.jsonl')
         self.stage = stage
         self.plan = plan
         self.order = order
         self.grad_norm = grad_norm
+        self.skipped = skipped
         self._started = time.monotonic()
         self._ids: np.ndarray = np.empty(0, np.int64)
         self._bar: tqdm | None = None
@@ -125,6 +147,8 @@ class TrainRecords(Callback):
             'seconds': round(seconds, 4),
             'samples': self.order.counts(inside * self.plan.global_batch_size),
             'sample_ids_crc32': zlib.crc32(self._ids.astype('<i8').tobytes()),
+            'time': datetime.now(UTC).isoformat(timespec='milliseconds'),
+            **({'skipped': True} if self.skipped() else {}),
         }
         logger.log_metrics({f'train/{key}': record[key] for key in ('lr', 'loss', 'grad_norm', 'tokens_per_second')})
         if dist.get_global_rank() == 0:

@@ -2,10 +2,10 @@
 
 A checkpoint ``checkpoints/ba00001200`` holds::
 
-    model.safetensors        parameters, fp32, Hugging Face names
-    optimizer-0.safetensors  AdamW's moments and step counts, '<parameter>.<key>'
-    state.json               position, stages, states of algorithms
-    manifest.json            size and SHA-256 of the three above
+    model.safetensors           parameters, fp32, Hugging Face names
+    optimizer-0000.safetensors  AdamW's moments and step counts, '<parameter>.<key>'; a file for each rank that wrote
+    state.json                  position, stages, states of algorithms
+    manifest.json               size and SHA-256 of the files above
 
 It is written under a temporary name, flushed to the disk, and renamed; only then does ``latest`` name it. Whatever
 instant the machine dies, each folder called ``ba...`` is whole or was damaged later, and hashes tell which.
@@ -17,23 +17,44 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.config.errors import UserError
 
-__all__ = ['Checkpoint', 'find_newest_valid', 'open_checkpoint', 'problems', 'remove_leftovers', 'retain', 'write']
+__all__ = [
+    'MODEL_FILE',
+    'Checkpoint',
+    'FileDescription',
+    'checkpoint_name',
+    'find_newest_valid',
+    'open_checkpoint',
+    'optimizer_file',
+    'problems',
+    'publish',
+    'remove_leftovers',
+    'retain',
+    'write',
+    'write_tensors',
+]
 
 FORMAT = 1
 NAME = re.compile(r'ba(\d{8})')
+MODEL_FILE = 'model.safetensors'
+STATE_FILE = 'state.json'
+MANIFEST_FILE = 'manifest.json'
 TEMPORARY_PREFIX = '.writing-'
 BROKEN_SUFFIX = '.broken'
 
 Record = Callable[..., None]
+FileDescription = dict[str, Any]
+"""``bytes`` and ``sha256`` of a file."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class Checkpoint:
     @classmethod
     def trusted(cls, path: Path) -> 'Checkpoint':
         """Opens a folder that has just been verified, here or on another rank."""
-        return cls(path, json.loads((path / 'state.json').read_text()))
+        return cls(path, json.loads((path / STATE_FILE).read_text()))
 
     @property
     def batch(self) -> int:
@@ -61,7 +82,7 @@ class Checkpoint:
     @property
     def model_file(self) -> Path:
         """The parameters."""
-        return self.path / 'model.safetensors'
+        return self.path / MODEL_FILE
 
     @property
     def optimizer_files(self) -> list[Path]:
@@ -72,7 +93,7 @@ class Checkpoint:
 def write(
     root: Path, *, batch: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Writes the checkpoint of ``batch`` so that it appears whole or not at all, and points ``latest`` at it.
+    """Writes a whole checkpoint at once; see :func:`write_tensors` and :func:`publish` for its two steps.
 
     Args:
         root (Path): The run's ``checkpoints`` folder.
@@ -87,34 +108,72 @@ def write(
     Raises:
         OSError: If the disk is full or not writable; no folder ``ba...`` was made or changed then.
     """
-    name = f'ba{batch:08d}'
-    temporary = root / (TEMPORARY_PREFIX + name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    parts = {MODEL_FILE: model, optimizer_file(0): optimizer}
+    files = {name: write_tensors(root, batch, name, tensors) for name, tensors in parts.items()}
+    return publish(root, batch=batch, files=files, state=state)
+
+
+def write_tensors(root: Path, batch: int, name: str, tensors: Mapping[str, Tensor]) -> FileDescription:
+    """Writes one file of a checkpoint that is not visible yet, and flushes it to the disk.
+
+    Args:
+        root (Path): The run's ``checkpoints`` folder.
+        batch (int): Batches of the run that are behind it.
+        name (str): :data:`MODEL_FILE`, or one of :func:`optimizer_file`.
+        tensors (Mapping[str, Tensor]): Tensors by name; on any device.
+
+    Returns:
+        FileDescription: For :func:`publish`, which another rank may call.
+
+    Raises:
+        OSError: If the disk is full or not writable; what was written of this checkpoint is removed.
+    """
+    draft = _draft(root, batch)
+    draft.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({key: tensor.detach().contiguous() for key, tensor in model.items()}, temporary / 'model.safetensors')
-        save_file(
-            {key: tensor.detach().contiguous() for key, tensor in optimizer.items()},
-            temporary / 'optimizer-0.safetensors',
-        )
-        (temporary / 'state.json').write_text(json.dumps({'format': FORMAT, 'batch': batch, **state}, indent=1))
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        (temporary / 'manifest.json').write_text(json.dumps({'format': FORMAT, 'files': files}, indent=1))
-        for path in temporary.iterdir():
+        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft / name)
+        _flush(draft / name)
+        return _describe(draft / name)
+    except SafetensorError as error:  # its text is all that is left of the system's error
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f'{draft / name}: {error}') from error
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], state: Mapping[str, Any]) -> Path:
+    """Makes a checkpoint appear whole or not at all, and points ``latest`` at it.
+
+    Args:
+        root (Path): The run's ``checkpoints`` folder.
+        batch (int): Batches of the run that are behind it.
+        files (Mapping[str, FileDescription]): All that :func:`write_tensors` has written for it, on any rank.
+        state (Mapping): JSON types only; ``batch`` and the format are added.
+
+    Returns:
+        Path: The folder.
+
+    Raises:
+        OSError: If the disk is full or not writable; no folder ``ba...`` was made or changed then.
+    """
+    name, draft = checkpoint_name(batch), _draft(root, batch)
+    try:
+        (draft / STATE_FILE).write_text(json.dumps({'format': FORMAT, 'batch': batch, **state}, indent=1))
+        described = {**files, STATE_FILE: _describe(draft / STATE_FILE)}
+        (draft / MANIFEST_FILE).write_text(json.dumps({'format': FORMAT, 'files': described}, indent=1))
+        for path in (draft / STATE_FILE, draft / MANIFEST_FILE, draft):
             _flush(path)
-        _flush(temporary)
-        target = root / name
-        if (
-            target.exists()
-        ):  # The same batch saved again, by a run that was set back; it holds the same bits or is broken.
-            shutil.rmtree(target)
-        temporary.rename(target)
+        # The same batch saved again, by a run that was set back: the same bits, or broken.
+        if (root / name).exists():
+            _remove(root / name)
+        draft.rename(root / name)
         _flush(root)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
         raise
     _point_latest(root, name)
-    return target
+    return root / name
 
 
 def problems(path: Path) -> list[str]:
@@ -123,25 +182,18 @@ def problems(path: Path) -> list[str]:
     Every file of the manifest is read and hashed.
     """
     try:
-        manifest = json.loads((path / 'manifest.json').read_text())
+        manifest = json.loads((path / MANIFEST_FILE).read_text())
         files = dict(manifest['files'])
         form = manifest['format']
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f'manifest.json cannot be read ({error.__class__.__name__}: {error})']
     if form != FORMAT:
         return [f'manifest.json has format {form}, and this version of rewarm reads format {FORMAT}']
-    missing = {'model.safetensors', 'state.json'} - set(files)
+    missing = {MODEL_FILE, STATE_FILE} - set(files)
     found = [f'manifest.json does not list {name}' for name in sorted(missing)]
-    for name, expected in files.items():
-        try:
-            actual = _describe(path / name)
-        except OSError as error:
-            found.append(f'{name} cannot be read ({error.strerror})')
-            continue
-        if actual['bytes'] != expected['bytes']:
-            found.append(f'{name} has {actual["bytes"]:,} bytes instead of {expected["bytes"]:,}')
-        elif actual['sha256'] != expected['sha256']:
-            found.append(f'{name} does not hash to what manifest.json says')
+    with ThreadPoolExecutor() as threads:  # hashing lets other threads run
+        for texts in threads.map(lambda item: _differences(path / item[0], item[1]), files.items()):
+            found += texts
     return found
 
 
@@ -202,27 +254,67 @@ def remove_leftovers(root: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def retain(root: Path, *, keep: int, stage_ends: Collection[int]) -> list[Path]:
-    """Deletes all but the newest ``keep`` checkpoints, by what is on disk; stage ends are never deleted.
+def retain(root: Path, *, keep: int, stage_ends: Collection[int], in_use: Collection[str] = frozenset()) -> list[Path]:
+    """Deletes all but the newest ``keep`` checkpoints, by what is on disk.
+
+    Never a stage's end, nor a folder that holds anything that its manifest does not list: somebody else put it there.
 
     Args:
         root (Path): The run's ``checkpoints`` folder.
-        keep (int): How many to keep besides stage ends.
+        keep (int): How many to keep besides stage ends; at least 1.
         stage_ends (Collection[int]): Batches at which a stage ends.
+        in_use (Collection[str]): Names of checkpoints that are being read, such as for an upload; they stay this time.
 
     Returns:
         list[Path]: The folders deleted.
     """
     ordinary = sorted(p for p in root.glob('ba*') if (m := NAME.fullmatch(p.name)) and int(m[1]) not in stage_ends)
-    doomed = ordinary[:-keep] if keep else ordinary
+    doomed = [path for path in ordinary[:-keep] if path.name not in in_use and _holds_only_its_own(path)]
     for path in doomed:
-        # Renamed first, so that a kill in the middle leaves a leftover and not a torn checkpoint.
-        gone = path.rename(root / (TEMPORARY_PREFIX + path.name))
-        shutil.rmtree(gone)
+        _remove(path)
     return doomed
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _remove(path: Path) -> None:
+    # Renamed first, so that a kill in the middle leaves a leftover and not a torn checkpoint.
+    shutil.rmtree(path.rename(path.with_name(TEMPORARY_PREFIX + 'gone-' + path.name)))
+
+
+def _holds_only_its_own(path: Path) -> bool:
+    try:
+        listed = json.loads((path / MANIFEST_FILE).read_text())['files']
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return {file.name for file in path.iterdir()} == {*listed, MANIFEST_FILE}
+
+
+def checkpoint_name(batch: int) -> str:
+    """The folder's name: ``ba`` and the batches behind it."""
+    return f'ba{batch:08d}'
+
+
+def optimizer_file(part: int) -> str:
+    """The file of one part of the optimizer's tensors."""
+    return f'optimizer-{part:04d}.safetensors'
+
+
+def _draft(root: Path, batch: int) -> Path:
+    return root / (TEMPORARY_PREFIX + checkpoint_name(batch))
+
+
+def _differences(path: Path, expected: FileDescription) -> list[str]:
+    try:
+        actual = _describe(path)
+    except OSError as error:
+        return [f'{path.name} cannot be read ({error.strerror})']
+    if actual['bytes'] != expected['bytes']:
+        return [f'{path.name} has {actual["bytes"]:,} bytes instead of {expected["bytes"]:,}']
+    if actual['sha256'] != expected['sha256']:
+        return [f'{path.name} does not hash to what {MANIFEST_FILE} says']
+    return []
+
+
+def _describe(path: Path) -> FileDescription:
     with path.open('rb') as file:
         return {'bytes': os.fstat(file.fileno()).st_size, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
 

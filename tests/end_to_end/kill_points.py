@@ -53,12 +53,12 @@ def after(owner: object, name: str, count: int, what: Callable[[], None] = die) 
 POINTS = {
     'before the first batch': after(TrainRecords, 'fit_start', 1),
     **{f'at the end of batch {k}': after(TrainRecords, 'batch_end', k) for k in range(1, 13)},
-    **{f'after save {k}': after(checkpoint, 'write', k) for k in (1, 3, 6)},
-    **{f'in the first save, flush {k}': after(checkpoint, '_flush', k) for k in range(1, 8)},
-    **{f'in a later save, flush {k}': after(checkpoint, '_flush', k) for k in range(17, 24)},
+    **{f'after save {k}': after(checkpoint, 'publish', k) for k in (1, 3, 6)},
+    **{f'in the first save, flush {k}': after(checkpoint, '_flush', k) for k in range(1, 9)},
+    **{f'in a later save, flush {k}': after(checkpoint, '_flush', k) for k in range(17, 25)},
     'in a save, model written': after(checkpoint, 'save_file', 3),
     'in a save, optimizer written': after(checkpoint, 'save_file', 4),
-    'in a deletion': after(checkpoint.shutil, 'rmtree', 5),
+    'in a deletion': after(checkpoint.shutil, 'rmtree', 1),
     'after the evaluation before a stage': after(EvalRecords, 'write', 1),
     'after the evaluation in a stage': after(EvalRecords, 'write', 2),
     # Batches 3, 6 and 12 end with an evaluation, which a run that is told to go leaves to its next start.

@@ -19,6 +19,9 @@ from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, near
 LAUNCHER_GRACE_SECONDS = 30
 """Seconds after which the ``composer`` launcher kills its ranks once it has sent them a SIGTERM."""
 
+REWARMING_RISE = 0.5
+"""Nats; the largest rise of a validation loss in the paper and its follow-up is 0.45."""
+
 LARGEST_PERIOD = 1_000_000
 """Largest common denominator of a stage's shares; the order of samples repeats its pattern with it."""
 
@@ -71,6 +74,11 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
     if config.max_seq_len > longest:
         warnings.append(
             f'`max_seq_len` is {config.max_seq_len}, and the model was made for at most {longest} positions'
+        )
+    if config.spikes.on_spike != 'log' and config.spikes.min_rise < REWARMING_RISE:
+        warnings.append(
+            f'`spikes.min_rise` is {config.spikes.min_rise:g} nat, and re-warming alone raises a loss by up to {REWARMING_RISE}: '
+            f'with `on_spike: {config.spikes.on_spike}`, good batches may not be trained on. Write at least {REWARMING_RISE}'
         )
     for stage in stages:
         if stage.schedule.get('min_lr') and stage.schedule.get('constant_tokens', 0) is None:

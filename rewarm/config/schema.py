@@ -24,6 +24,7 @@ __all__ = [
     'OptimizerConfig',
     'PreemptionConfig',
     'RunConfig',
+    'SpikesConfig',
     'StageConfig',
     'StreamConfig',
     'TrainConfig',
@@ -298,6 +299,19 @@ class PreemptionConfig(Section):
         return self
 
 
+class SpikesConfig(Section):
+    """What becomes of a batch whose loss is no number, or jumps above what the stage's last 128 batches lead to expect."""
+
+    on_nan: Literal['rollback', 'skip', 'stop'] = 'rollback'
+    """If the loss or a gradient is no finite number: go back to the newest checkpoint and, if the same batch gives it again, skip it; skip it at once; or stop the run."""
+    on_spike: Literal['log', 'skip', 'rollback'] = 'log'
+    """If the loss is a spike: record it and train on it, skip the batch, or go back to the newest checkpoint and skip it if it is a spike again."""
+    sigma_factor: PositiveFloat = 6.0
+    """A spike is more than this many standard deviations of the stage's losses above their median."""
+    min_rise: PositiveFloat = 0.5
+    """In nats: a spike is also more than this above the median; re-warming alone raises a loss by up to 0.5."""
+
+
 class RunConfig(Section):
     """One run: one YAML, one run folder, one or more stages."""
 
@@ -333,5 +347,7 @@ class RunConfig(Section):
     """Checkpoints."""
     preemption: PreemptionConfig = PreemptionConfig()
     """Preemption."""
+    spikes: SpikesConfig = SpikesConfig()
+    """Losses that are no numbers, and loss spikes."""
     loggers: dict[str, dict[str, JsonValue]] = Field(default={}, json_schema_extra=_LOGGER_NAMES)
     """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

@@ -251,6 +251,17 @@ def test_a_long_grace_period_is_a_warning(write_run):
     assert '30 s after a SIGTERM' in warning
 
 
+@pytest.mark.parametrize('action', ['skip', 'rollback'])
+def test_acting_on_jumps_as_small_as_those_of_rewarming_is_a_warning(write_run, action):
+    (warning,) = make_plan(
+        load(write_run(('loggers:', f'spikes: {{on_spike: {action}, min_rise: 0.2}}\nloggers:')))
+    ).warnings
+    assert '`spikes.min_rise` is 0.2 nat' in warning
+    assert f'with `on_spike: {action}`' in warning
+    for harmless in ('{on_spike: log, min_rise: 0.2}', f'{{on_spike: {action}}}'):
+        assert make_plan(load(write_run(('loggers:', f'spikes: {harmless}\nloggers:')))).warnings == ()
+
+
 def test_sequences_longer_than_the_model_was_made_for_are_a_warning(write_run):
     (warning,) = make_plan(load(write_run(('max_seq_len: 8', 'max_seq_len: 4096')))).warnings[:1]
     assert 'at most 2048 positions' in warning

@@ -18,12 +18,13 @@ class ClipGradients(Algorithm):
     def __init__(self, model: nn.Module, max_norm: float) -> None:
         self.model = model
         self.max_norm = max_norm
-        self._norm: Tensor | None = None
+        self.norm_on_device: Tensor = torch.tensor(float('nan'))
+        """L2 norm of the last batch's gradients before clipping; not a number if one of them is none."""
 
     @property
     def norm(self) -> float:
-        """L2 norm of the last batch's gradients before clipping; reading it waits for the device."""
-        return float('nan') if self._norm is None else self._norm.item()
+        """The same as a number; reading it waits for the device."""
+        return self.norm_on_device.item()
 
     def match(self, event: Event, state: State) -> bool:
         """Acts when all gradients of the batch are there."""
@@ -31,4 +32,4 @@ class ClipGradients(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Clips."""
-        self._norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        self.norm_on_device = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)

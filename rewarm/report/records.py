@@ -1,6 +1,7 @@
 """The run's records on disk: ``metrics.jsonl``, ``evals.jsonl``, ``events.jsonl``; one JSON object a line, appended."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ class JsonLines:
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Adds lines in one write, so that a kill tears at most the last one."""
-        text = ''.join(json.dumps(record) + '\n' for record in records)
+        text = ''.join(_line(record) for record in records)
         with self.path.open('a') as file:
             file.write(text)
 
@@ -47,7 +48,7 @@ class JsonLines:
         records = self.read()
         kept = [record for record in records if keep(record)]
         temporary = self.path.with_suffix('.tmp')
-        temporary.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+        temporary.write_text(''.join(_line(record) for record in kept))
         self._flush(temporary)
         temporary.replace(self.path)
         return len(records) - len(kept)
@@ -64,6 +65,14 @@ class JsonLines:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """One line of JSON, which knows no NaN and no infinity: ``null`` stands for them."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + '\n'
 
 
 class Events:
@@ -88,6 +97,10 @@ class Events:
         if self.active:
             now = datetime.now(UTC).isoformat(timespec='milliseconds')
             self.lines.append([{'time': now, 'event': event, **self.position, **fields}])
+
+    def batches_of(self, event: str) -> list[int]:
+        """The batch of each event of that name so far."""
+        return [each['batch'] for each in self.lines.read() if each.get('event') == event]
 
     def record_once(self, event: str, **fields: Any) -> None:
         """Writes an event unless the same one at the same batch of the same stage is there from an earlier start."""

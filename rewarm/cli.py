@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import RankError, UserError, disk_error
 
 __all__ = ['app', 'main']
 
@@ -36,7 +36,7 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if os.environ.get('RANK', '0') == '0':
+        if os.environ.get('RANK', '0') == '0' or isinstance(error, RankError):
             print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
@@ -97,7 +97,12 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     from rewarm.train import run as run_training
 
     gc.enable()
-    code = run_training(config)
+    try:
+        code = run_training(config)
+    except OSError as error:
+        if (words := disk_error(error, config.run_folder)) is None:
+            raise
+        raise words from error
     sys.stdout.flush()
     sys.exit(code)
 

@@ -1,10 +1,25 @@
 """Errors that are the user's to fix: they end the command with exit code 2 and print no traceback."""
 
+import errno
+import os
 from collections.abc import Iterable
+
+_DISK_TROUBLE = {
+    errno.ENOSPC: 'Free some space, or keep less (`checkpoints.keep`)',
+    errno.EDQUOT: 'Free some space, or keep less (`checkpoints.keep`)',
+    errno.EROFS: 'Make it writable, or name another `run_folder`',
+    errno.EACCES: 'Give this user the right to write there, or name another `run_folder`',
+    errno.EPERM: 'Give this user the right to write there, or name another `run_folder`',
+    errno.EIO: 'The device or its file server fails: see the system log, or move the folder to a sound one',
+}
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what, where and what to write instead."""
+
+
+class RankError(UserError):
+    """What one rank found alone; the others do not know of it, so that rank prints it."""
 
 
 class ConfigError(UserError):
@@ -17,3 +32,21 @@ class ConfigError(UserError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems: tuple[str, ...] = tuple(problems)
         super().__init__('\n'.join(self.problems))
+
+
+def disk_error(error: OSError, folder: str) -> RankError | None:
+    """What to do about a disk that is full, read-only or failing.
+
+    Args:
+        error (OSError): As it came, perhaps without the file's name.
+        folder (str): The folder it is about if it does not say.
+
+    Returns:
+        RankError | None: ``None`` if the disk is not to blame.
+    """
+    if error.errno not in _DISK_TROUBLE:
+        return None
+    return RankError(
+        f'{error.filename or folder}: {os.strerror(error.errno)}. {_DISK_TROUBLE[error.errno]}. '
+        'Then start the same command again: it goes on from the newest whole checkpoint'
+    )

@@ -1,18 +1,17 @@
 """A run that is killed and started again is the run that was never killed."""
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
+from tests.end_to_end.waiting import wait_for, wait_until_free
 
 
 def test_two_stage_run_trains_evaluates_and_finishes(unbroken):
@@ -172,25 +171,3 @@ def test_no_whole_checkpoint_is_a_refusal_and_never_a_new_start(make_run, unbrok
     assert 'none of them is whole' in output
     assert 'Traceback' not in output
     assert run.losses() == unbroken.losses()
-
-
-def wait_for(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, 'timed out'
-        time.sleep(0.01)
-
-
-def wait_until_free(run):
-    """The ranks live in sessions of their own; they end when their peers or the launcher are gone."""
-    lock = (run.folder / 'run.lock').open('a')
-
-    def free() -> bool:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        fcntl.lockf(lock, fcntl.LOCK_UN)
-        return True
-
-    wait_for(free)

@@ -1,14 +1,16 @@
-"""What a run takes: disk, hours, money, and the share of the time that trains when machines vanish."""
+"""What a run takes: hours, money, and the share of the time that trains when machines vanish."""
 
+import math
 from dataclasses import dataclass
 
 from rewarm.config.duration import Duration
+from rewarm.config.goodput import Conditions, Losses, expected_goodput, recommend_interval
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weight and AdamW's two fp32 moments."""
 
-RESTART_SECONDS = 180
-"""Assumed time from a kill to the first new batch: a machine, an import, a checkpoint loaded. Measure yours."""
+HOPELESS = 0.01
+"""Below this goodput, hours and money are not estimated: nothing would be trained."""
 
 
 @dataclass(frozen=True)
@@ -18,53 +20,64 @@ class Cost:
     Args:
         hours (float | None): Wall-clock hours, lost ones included; None when the speed is not known, or nothing would be trained.
         cost (float | None): In the unit of the price; None when hours or price are not known.
-        goodput (float | None): Share of the time that trains, in [0, 1]; None without a rate of preemptions or a save interval in time.
+        goodput (float | None): Share of the time whose batches are kept, in [0, 1], at the configured save interval; None
+            without a rate of preemptions or a save interval in time.
+        recommended_interval (Duration | None): The save interval that keeps most; None without a rate of kills.
+        recommended_goodput (float | None): What it would keep.
     """
 
     hours: float | None = None
     cost: float | None = None
     goodput: float | None = None
+    recommended_interval: Duration | None = None
+    recommended_goodput: float | None = None
+
+
+def seconds_per_batch(tokens_per_batch: int, gpus: int | None, conditions: Conditions) -> float | None:
+    """The time of a global batch.
+
+    Args:
+        tokens_per_batch (int): Tokens in it.
+        gpus (int | None): GPUs at once; 1 when not given.
+        conditions (Conditions): The speed of one.
+
+    Returns:
+        float | None: Seconds; None when the speed is not known.
+    """
+    speed = conditions.tokens_per_second
+    return tokens_per_batch / (speed * (gpus or 1)) if speed else None
 
 
 def estimate_cost(
-    tokens: int,
-    interval: Duration,
-    tokens_per_batch: int,
+    batches: int,
+    batch_seconds: float | None,
+    interval_seconds: float | None,
+    losses: Losses,
     *,
     gpus: int | None = None,
-    tokens_per_second: float | None = None,
     price: float | None = None,
-    preemptions_per_day: float | None = None,
 ) -> Cost:
-    r"""Estimates hours, money and goodput.
-
-    A kill without notice loses half a save interval on average, and a restart takes ``RESTART_SECONDS``, so at :math:`R` kills a day
-
-    .. math:: goodput = 1 - R / 86400 \cdot (interval / 2 + restart), \quad hours = tokens / (speed \cdot GPUs) / 3600 / goodput
-
-    It leaves out the time of saving itself and kills during a restart, so it is only good while it is near 1.
+    """Estimates hours, money and goodput.
 
     Args:
-        tokens (int): Tokens to train.
-        interval (Duration): Between two saves.
-        tokens_per_batch (int): Tokens in a global batch.
+        batches (int): Batches to train.
+        batch_seconds (float | None): Of one; None when the speed is not known.
+        interval_seconds (float | None): Between two saves; None when it is in batches and the speed is not known.
+        losses (Losses): What takes time from training; hours without a rate of preemptions are those of the batches alone.
         gpus (int | None): GPUs at once; 1 when not given.
-        tokens_per_second (float | None): Speed of *one* GPU.
         price (float | None): Price of *one* GPU for an hour, in any unit of money.
-        preemptions_per_day (float | None): Kills of the whole run in 24 hours.
 
     Returns:
         Cost: The estimates that what was given allows.
     """
-    count = gpus or 1
-    speed = tokens_per_second * count if tokens_per_second else None
-    seconds = interval.seconds if interval.is_time else None
-    if seconds is None and speed is not None:
-        seconds = interval.batches(tokens_per_batch) * tokens_per_batch / speed
-    goodput = None
-    if preemptions_per_day is not None and seconds is not None:
-        goodput = max(0.0, 1 - preemptions_per_day / 86400 * (seconds / 2 + RESTART_SECONDS))
-    if speed is None or goodput == 0:
-        return Cost(goodput=goodput)
-    hours = tokens / speed / 3600 / (goodput or 1.0)
-    return Cost(hours, None if price is None else hours * count * price, goodput)
+    goodput = recommended = recommended_goodput = None
+    if losses.preemptions_per_day is not None and interval_seconds is not None:
+        goodput = expected_goodput(interval_seconds, losses)
+    if math.isfinite(losses.seconds_between_kills):
+        recommended = recommend_interval(losses, batch_seconds or 0.0)
+        recommended_goodput = expected_goodput(recommended.seconds, losses)
+    hours = None
+    if batch_seconds is not None and (goodput is None or goodput >= HOPELESS):
+        hours = batches * batch_seconds / 3600 / (goodput or 1.0)
+    cost = None if hours is None or price is None else hours * (gpus or 1) * price
+    return Cost(hours, cost, goodput, recommended, recommended_goodput)

@@ -1,15 +1,17 @@
 """Everything that follows from the settings by arithmetic: steps, rates, samples, disk, hours. What ``rewarm plan`` shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewarm.config.changes import check_stage_change, identity
 from rewarm.config.checks import find_problems, find_warnings
-from rewarm.config.cost import BYTES_PER_PARAMETER, Cost, estimate_cost
+from rewarm.config.cost import BYTES_PER_PARAMETER, HOPELESS, Cost, estimate_cost, seconds_per_batch
 from rewarm.config.duration import Duration
 from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.goodput import Conditions, Losses, find_losses
 from rewarm.config.memory import Memory, estimate_memory
+from rewarm.config.saving import find_saving_warnings
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import count_parameters, flops_per_token
 from rewarm.config.stages import StagePlan, plan_stages
@@ -37,6 +39,7 @@ class Plan:
         checkpoints (int): Checkpoints on disk at most: the newest kept and one for each stage's end.
         checkpoint_bytes (int): Bytes of one: fp32 weights and two moments.
         memory (dict[str, Memory]): Bytes on one device with each implementation, `triton` and `torch`.
+        losses (Losses): What takes time from training: known where it was given, else assumed.
         cost (Cost): Hours, money, goodput.
         warnings (tuple[str, ...]): What is allowed and may surprise.
         notes (tuple[str, ...]): What was rounded.
@@ -56,6 +59,7 @@ class Plan:
     checkpoints: int
     checkpoint_bytes: int
     memory: dict[str, Memory]
+    losses: Losses
     cost: Cost
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
@@ -120,6 +124,7 @@ class Plan:
         """
         keys = ('name', 'tokens', 'batches', 'start_tokens', 'end_tokens', 'schedule', 'streams')
         points = self.marks() if marks is None else marks
+        recommended = self.cost.recommended_interval
         return {
             'tokens_per_batch': self.tokens_per_batch,
             'stages': [{key: getattr(stage, key) for key in keys} for stage in self.stages],
@@ -131,6 +136,9 @@ class Plan:
             'hours': self.cost.hours,
             'cost': self.cost.cost,
             'goodput': self.cost.goodput,
+            'recommended_interval': None if recommended is None else str(recommended),
+            'recommended_goodput': self.cost.recommended_goodput,
+            'losses': asdict(self.losses),
             'warnings': [*self.warnings, *self.notes],
         }
 
@@ -140,9 +148,8 @@ def make_plan(
     *,
     previous_lr: float | None = None,
     gpus: int | None = None,
-    tokens_per_second: float | None = None,
     price: float | None = None,
-    preemptions_per_day: float | None = None,
+    conditions: Conditions | None = None,
 ) -> Plan:
     """Works a run out.
 
@@ -150,9 +157,8 @@ def make_plan(
         config (RunConfig): The settings.
         previous_lr (float | None): The rate before the first stage, for ``current`` there. Default: read from ``init_from``'s checkpoint.
         gpus (int | None): Ranks that will run it. Default: the environment's ``WORLD_SIZE``, else 1.
-        tokens_per_second (float | None): Speed of one GPU.
         price (float | None): Price of one GPU for an hour.
-        preemptions_per_day (float | None): Kills of the whole run in 24 hours.
+        conditions (Conditions | None): What is known of speed, preemptions and saves.
 
     Returns:
         Plan: All derived numbers.
@@ -172,17 +178,15 @@ def make_plan(
         )
     tokens_per_batch = config.global_train_batch_size * config.max_seq_len
     shape, interval = config.model.shape, config.checkpoints.interval
+    checkpoint_bytes = BYTES_PER_PARAMETER * count_parameters(shape)
+    known = conditions or Conditions()
+    losses = find_losses(known, checkpoint_bytes)
+    batch_seconds = seconds_per_batch(tokens_per_batch, gpus, known)
+    interval_seconds = _interval_seconds(interval, tokens_per_batch, batch_seconds)
     warnings, notes = find_warnings(config, stages)
-    cost = estimate_cost(
-        stages[-1].end_tokens,
-        interval,
-        tokens_per_batch,
-        gpus=gpus,
-        tokens_per_second=tokens_per_second,
-        price=price,
-        preemptions_per_day=preemptions_per_day,
-    )
-    if cost.goodput == 0:
+    warnings += find_saving_warnings(config, losses, interval_seconds=interval_seconds, batch_seconds=batch_seconds)
+    cost = estimate_cost(stages[-1].end_batch, batch_seconds, interval_seconds, losses, gpus=gpus, price=price)
+    if cost.goodput is not None and cost.goodput < HOPELESS:
         warnings.append('at this many preemptions nothing would be trained: save more often')
     return Plan(
         run_name=config.run_name,
@@ -197,13 +201,14 @@ def make_plan(
         eval_interval_batches=config.eval.interval.batches(tokens_per_batch),
         checkpoint_interval=interval,
         checkpoints=_count_checkpoints(config, stages, tokens_per_batch),
-        checkpoint_bytes=BYTES_PER_PARAMETER * count_parameters(shape),
+        checkpoint_bytes=checkpoint_bytes,
         memory={
             name: estimate_memory(
                 shape, config.device_train_microbatch_size, config.max_seq_len, config.precision, fused=name == 'triton'
             )
             for name in ('triton', 'torch')
         },
+        losses=losses,
         cost=cost,
         warnings=tuple(warnings),
         notes=tuple(notes),
@@ -243,6 +248,12 @@ def _parse_mark(text: str, plan: Plan) -> int:
         what = f'stage `{stage.name}`' if stage else 'the run'
         raise UserError(f'--lr-at {text}: {what} has only {budget:,} tokens')
     return start + tokens
+
+
+def _interval_seconds(interval: Duration, tokens_per_batch: int, batch_seconds: float | None) -> float | None:
+    if interval.is_time:
+        return interval.seconds
+    return None if batch_seconds is None else interval.batches(tokens_per_batch) * batch_seconds
 
 
 def _count_checkpoints(config: RunConfig, stages: Sequence[StagePlan], tokens_per_batch: int) -> int:

@@ -3,13 +3,22 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rewarm.config.cost import BYTES_PER_PARAMETER, RESTART_SECONDS
+from rewarm.config.cost import BYTES_PER_PARAMETER
+from rewarm.config.goodput import (
+    COPY_BYTES_PER_SECOND,
+    SAVE_BYTES_PER_SECOND,
+    Conditions,
+    daly_seconds,
+    young_seconds,
+)
 from rewarm.config.load import load
 from rewarm.config.memory import Memory
 from rewarm.config.plan import Plan, make_plan, parse_marks
+from rewarm.config.saving import find_disk_warning
 from rewarm.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -24,9 +33,8 @@ def plan_command(
     overrides: Sequence[str] = (),
     *,
     gpus: int | None = None,
-    tokens_per_second: float | None = None,
     price: float | None = None,
-    preemptions_per_day: float | None = None,
+    conditions: Conditions | None = None,
     lr_at: str | None = None,
     as_json: bool = False,
 ) -> None:
@@ -36,9 +44,8 @@ def plan_command(
         run_yaml (str | Path): The run file.
         overrides (Sequence[str]): ``key=value`` each.
         gpus (int | None): GPUs that will run it; the batch is checked against it.
-        tokens_per_second (float | None): Speed of one GPU.
         price (float | None): Price of one GPU for an hour, in any unit of money.
-        preemptions_per_day (float | None): Kills of the whole run in 24 hours.
+        conditions (Conditions | None): What is known of speed, preemptions and saves.
         lr_at (str | None): Comma list of positions to give the rate at, such as ``1e9tok,slimpajama:50%``.
         as_json (bool): Whether to print JSON instead of the table.
 
@@ -46,9 +53,10 @@ def plan_command(
         UserError: If the run file or an option is wrong.
     """
     config = load(run_yaml, overrides, world_size=gpus)
-    plan = make_plan(
-        config, gpus=gpus, tokens_per_second=tokens_per_second, price=price, preemptions_per_day=preemptions_per_day
-    )
+    known = conditions or Conditions()
+    plan = make_plan(config, gpus=gpus, price=price, conditions=known)
+    if warning := find_disk_warning(config, plan.checkpoint_bytes, plan.checkpoints):
+        plan = replace(plan, warnings=(*plan.warnings, warning))
     marks = parse_marks(lr_at, plan) if lr_at else None
     if as_json:
         print(json.dumps(plan.to_json(marks), indent=2))
@@ -56,7 +64,7 @@ def plan_command(
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for part in render(plan, marks, gpus=gpus, width=console.width):
+    for part in render(plan, marks, gpus=gpus, known=known, width=console.width):
         console.print(part)
 
 
@@ -71,7 +79,12 @@ def schema_text() -> str:
 
 
 def render(
-    plan: Plan, marks: Sequence[int] | None = None, *, gpus: int | None = None, width: int = 120
+    plan: Plan,
+    marks: Sequence[int] | None = None,
+    *,
+    gpus: int | None = None,
+    known: Conditions | None = None,
+    width: int = 120,
 ) -> list['RenderableType']:
     """The plan as things ``rich`` prints: stages, the curve, the rate at marks, facts, warnings.
 
@@ -79,6 +92,7 @@ def render(
         plan (Plan): The run.
         marks (Sequence[int] | None): Tokens since the run began to give the rate at. Default: phase edges.
         gpus (int | None): GPUs the estimates are for.
+        known (Conditions | None): What the estimates were given; the rest is said to be assumed.
         width (int): Columns of the terminal.
 
     Returns:
@@ -90,7 +104,7 @@ def render(
         _stage_table(plan),
         Text(sketch(plan, max(20, min(96, width - 12)))),
         _rate_table(plan, marks),
-        _fact_table(plan, gpus),
+        _fact_table(plan, gpus, known or Conditions()),
     ]
     parts += [Text(f'note: {note}', style='dim') for note in plan.notes]
     parts += [Text(f'warning: {warning}', style='yellow') for warning in plan.warnings]
@@ -196,7 +210,7 @@ def _where(plan: Plan, tokens: int) -> str:
     return ', '.join(words)
 
 
-def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
+def _fact_table(plan: Plan, gpus: int | None, known: Conditions) -> 'Table':
     from rich.table import Table
 
     sizes = ', '.join(map(str, plan.world_sizes))
@@ -211,11 +225,14 @@ def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
         'evaluations': f'every {plan.eval_interval_batches:,} batches, before and after each stage',
         'checkpoints': f'every {interval}; at most {plan.checkpoints} kept x {_size(plan.checkpoint_bytes)} = {_size(disk)} '
         f'({BYTES_PER_PARAMETER} bytes a parameter)',
+        'saving': _saving(plan, known),
         'memory of a GPU': '; '.join(_memory(name, each) for name, each in plan.memory.items()),
     }
     cost = plan.cost
     if cost.goodput is not None:
-        facts['goodput'] = f'{cost.goodput:.1%} (half an interval and {RESTART_SECONDS} s lost for each preemption)'
+        facts['goodput'] = f'{cost.goodput:.1%} of the time trains batches that are kept, saving every {interval}'
+    if cost.recommended_interval is not None:
+        facts['recommended'] = _recommendation(plan)
     if cost.hours is not None:
         facts['hours'] = f'{cost.hours:,.1f} on {gpus or 1} GPU{"s"[: (gpus or 1) > 1]}'
     if cost.cost is not None:
@@ -224,6 +241,31 @@ def _fact_table(plan: Plan, gpus: int | None) -> 'Table':
     for key, value in facts.items():
         table.add_row(key, value)
     return table
+
+
+def _saving(plan: Plan, known: Conditions) -> str:
+    losses = plan.losses
+    parts = [
+        f'training stands still for {losses.save_stall_seconds:.2g} s'
+        + (f' (assumed: {COPY_BYTES_PER_SECOND / 1e9:g} GB/s)' if known.save_stall_seconds is None else ''),
+        f'a save is whole after {losses.save_seconds:.3g} s'
+        + (f' (assumed: {SAVE_BYTES_PER_SECOND / 1e6:g} MB/s)' if known.save_seconds is None else ''),
+        f'a restart takes {losses.restart_seconds:.3g} s' + (' (assumed)' if known.restart_seconds is None else ''),
+    ]
+    return ', '.join(parts)
+
+
+def _recommendation(plan: Plan) -> str:
+    interval, losses = plan.cost.recommended_interval, plan.losses
+    between = losses.seconds_between_kills
+    best = daly_seconds(losses.save_stall_seconds, between)
+    first = young_seconds(losses.save_stall_seconds, between)
+    bound = ', but no less than a save' if best < losses.save_seconds else ''
+    notice = f', {losses.notice_share:.0%} of them with notice' if losses.notice_share else ''
+    return (
+        f'checkpoints.interval: {interval} for {plan.cost.recommended_goodput:.1%} '
+        f'({losses.preemptions_per_day:.3g} preemptions a day{notice}; Daly {best:.3g} s, Young {first:.3g} s{bound})'
+    )
 
 
 def _memory(implementation: str, memory: Memory) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewarm.report.run_folder import Event, Run
+from rewarm.report.starts import Start, find_starts, stall_seconds
 
 __all__ = ['Interruption', 'Throughput', 'interruptions', 'throughput']
-
-BEGINNINGS = ('resume', 'stage_start', 'first_batch')
-"""Events that tell that a process which started is training again."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Interruption:
     """A stop of the run and its next start."""
 
     kind: str
-    """``preempted`` if a signal or notice was answered with a save, else ``killed``."""
+    """``preempted`` if a signal or notice was answered with a save, ``lost a rank``, ``hung``, else ``killed``."""
     batch: int | None
     """Batches of the run that were kept."""
     tokens: int | None
@@ -49,7 +48,8 @@ class Throughput:
     repeated_seconds: float
     """Repeated batches times the median duration of a batch."""
     saves: int
-    save_seconds: float
+    stall_seconds: float
+    """Sum of the times that training stood still for a save."""
 
 
 def interruptions(events: Sequence[Event]) -> list[Interruption]:
@@ -61,15 +61,16 @@ def interruptions(events: Sequence[Event]) -> list[Interruption]:
         events (Sequence[Event]): In the order of ``events.jsonl``.
     """
     found: list[Interruption] = []
-    boundary = 'run_start' if any(event.event == 'run_start' for event in events) else 'resume'
-    stop: Event | None = None
-    for index, event in enumerate(events):
+    stopped: Start | None = None
+    lost: list[int | None] = []
+    for before, start in itertools.pairwise(start for start in find_starts(events) if not start.idle):
         # Starts that came to nothing (another start before any batch) belong to the stop before them.
-        if event.event == boundary and index and stop is None and events[index - 1].event != 'finished':
-            stop = _stop(events[:index])
-        if stop is not None and event.event in BEGINNINGS:
-            found.append(_interruption(stop, event, _first_batch(events[index:]) or event))
-            stop = None
+        if stopped is None and before.end != 'finished':
+            stopped, lost = before, []
+        lost.append(start.lost_batches)
+        if stopped is not None and start.training is not None:
+            found.append(_interruption(stopped, start, lost))
+            stopped = None
     return found
 
 
@@ -80,7 +81,7 @@ def throughput(run: Run) -> Throughput:
     times = [event.time for event in run.events if event.time is not None]
     stops = interruptions(run.events)
     repeated = sum(stop.lost_batches or 0 for stop in stops)
-    saves = [event.fields.get('seconds') for event in run.events if event.event == 'save']
+    saves = [event for event in run.events if event.event == 'save']
     return Throughput(
         tokens_per_second=statistics.median(speeds) if speeds else None,
         training_seconds=sum(seconds),
@@ -89,35 +90,19 @@ def throughput(run: Run) -> Throughput:
         repeated_batches=repeated,
         repeated_seconds=repeated * statistics.median(seconds) if seconds else 0.0,
         saves=len(saves),
-        save_seconds=sum(value for value in saves if isinstance(value, int | float)),
+        stall_seconds=sum(map(stall_seconds, saves)),
     )
 
 
-def _stop(before: Sequence[Event]) -> Event:
-    """The event that stands for the end of the process before: its preemption, else the last thing it recorded."""
-    last = next((event for event in reversed(before) if event.event in ('preempted', *BEGINNINGS)), None)
-    return last if last is not None and last.event == 'preempted' else before[-1]
-
-
-def _first_batch(events: Sequence[Event]) -> Event | None:
-    """The event of the first batch of the process that begins here, if the run records it."""
-    for event in events[1:]:
-        if event.event == 'first_batch':
-            return event
-        if event.event == 'run_start':
-            return None
-    return None
-
-
-def _interruption(stop: Event, start: Event, begun: Event) -> Interruption:
-    preempted = stop.event == 'preempted'
-    lost = start.fields.get('lost_batches')
-    known = stop.time is not None and begun.time is not None
+def _interruption(stopped: Start, start: Start, lost: Sequence[int | None]) -> Interruption:
+    end = stopped.last if stopped.ending is None else stopped.ending.time
+    begun = start.training.time if start.training else None
+    known = [batches for batches in lost if batches is not None]
     return Interruption(
-        kind='preempted' if preempted else 'killed',
-        batch=start.batch,
-        tokens=start.tokens,
-        seconds=max(0.0, (begun.time - stop.time).total_seconds()) if known else None,  # type: ignore[operator]
-        at_most=not preempted,
-        lost_batches=lost if isinstance(lost, int) else None,
+        kind=stopped.end or 'killed',
+        batch=start.origin.batch if start.origin else None,
+        tokens=start.origin.tokens if start.origin else None,
+        seconds=None if end is None or begun is None else max(0.0, (begun - end).total_seconds()),
+        at_most=stopped.ending is None,
+        lost_batches=sum(known) if known else None,
     )

@@ -47,6 +47,10 @@ class Batch:
     """Duration of this batch in seconds."""
     samples: dict[str, int] = field(default_factory=dict)
     """Samples of the stage so far, by stream."""
+    time: datetime | None = None
+    """When it was done; old runs did not record it."""
+    skipped: bool = False
+    """It was left out of training, by a rule for spikes of the loss."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,14 @@ def _optional(value: object) -> float | None:
     return None if value is None else float(value)  # type: ignore[arg-type]
 
 
+def _time(value: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 def _batch(line: dict[str, Any]) -> Batch:
     return Batch(
         stage=str(line['stage']),
@@ -271,6 +283,8 @@ def _batch(line: dict[str, Any]) -> Batch:
         tokens_per_second=_number(line.get('tokens_per_second')),
         seconds=_number(line.get('seconds')),
         samples={str(name): int(count) for name, count in (line.get('samples') or {}).items()},
+        time=_time(line.get('time')),
+        skipped=line.get('skipped') is True,
     )
 
 
@@ -292,15 +306,9 @@ def _evaluation(line: dict[str, Any]) -> Evaluation:
 
 def _event(line: dict[str, Any]) -> Event:
     known = ('event', 'time', 'batch', 'tokens', 'stage')
-    try:
-        time = datetime.fromisoformat(str(line.get('time')))
-    except ValueError:
-        time = None
-    if time is not None and time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
     return Event(
         event=str(line['event']),
-        time=time,
+        time=_time(line.get('time')),
         batch=line.get('batch'),
         tokens=line.get('tokens'),
         stage=line.get('stage'),

@@ -135,7 +135,10 @@ def facts(run: Run) -> str:
         ('Throughput', f'{speed.tokens_per_second:,.0f} tokens/s (median batch)' if speed.tokens_per_second else ''),
         ('Time in batches', _duration(speed.training_seconds) if speed.training_seconds else ''),
         ('From first to last event', _duration(speed.wall_seconds) if speed.wall_seconds else ''),
-        ('Saving', f'{speed.saves} checkpoints, {_duration(speed.save_seconds)}' if speed.saves else ''),
+        (
+            'Saving',
+            f'{speed.saves} checkpoints, {_duration(speed.stall_seconds)} standing still' if speed.saves else '',
+        ),
         ('Lost to interruptions', _lost(run)),
         ('Unreadable lines skipped', ', '.join(f'{count} in {name}' for name, count in run.skipped.items())),
     ]

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from rewarm.config.cost import RESTART_SECONDS
 from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.goodput import Conditions, Losses, expected_goodput
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan, parse_marks
 
@@ -97,17 +97,35 @@ def test_checkpoints_on_disk(write_run):
 
 def test_hours_money_and_goodput(write_run):
     path = write_run(('interval: 20ba', 'interval: 10min'))
-    cost = make_plan(load(path), gpus=2, tokens_per_second=1, price=3).cost
+    cost = make_plan(load(path), gpus=2, price=3, conditions=Conditions(tokens_per_second=1)).cost
     assert (cost.hours, cost.cost, cost.goodput) == (9600 / 2 / 3600, 9600 / 3600 * 3, None)
-    cost = make_plan(load(path), tokens_per_second=1, price=3, preemptions_per_day=24).cost
-    assert cost.goodput == pytest.approx(1 - (300 + RESTART_SECONDS) / 3600)
+    hourly = Conditions(tokens_per_second=1, preemptions_per_day=24, save_stall_seconds=0, save_seconds=0)
+    cost = make_plan(load(path), price=3, conditions=hourly).cost
+    # To a first order each hour loses half an interval and the assumed restart of 3 minutes.
+    assert cost.goodput == pytest.approx(1 - (300 + 180) / 3600, abs=0.01)
     assert cost.hours == pytest.approx(9600 / 3600 / cost.goodput)
-    assert make_plan(load(path), preemptions_per_day=24).cost.hours is None
-    plan = make_plan(load(path), tokens_per_second=1, preemptions_per_day=10_000)
-    assert (plan.cost.goodput, plan.cost.hours) == (0, None)
-    assert 'nothing would be trained' in plan.warnings[0]
-    in_batches = make_plan(load(path, ['checkpoints.interval=20ba']), tokens_per_second=32, preemptions_per_day=24).cost
-    assert in_batches.goodput == pytest.approx(1 - (10 + RESTART_SECONDS) / 3600)
+    in_batches = make_plan(load(path, ['checkpoints.interval=20ba']), conditions=hourly).cost
+    assert in_batches.goodput == expected_goodput(20 * 32, Losses(0, 0, 180, preemptions_per_day=24))
+    assert make_plan(load(path), conditions=Conditions(preemptions_per_day=24)).cost.hours is None
+    plan = make_plan(load(path), conditions=Conditions(tokens_per_second=1, preemptions_per_day=10_000))
+    assert plan.cost.goodput < 1e-6
+    assert plan.cost.hours is None
+    assert 'nothing would be trained' in plan.warnings[-1]
+
+
+def test_the_recommended_interval_is_in_the_json(write_run):
+    known = Conditions(preemptions_per_day=6, save_stall_seconds=0.5, save_seconds=20, restart_seconds=90)
+    content = make_plan(load(write_run(('interval: 20ba', 'interval: 10min'))), conditions=known).to_json()
+    assert content['recommended_interval'] == '2min'
+    assert 0.96 < content['goodput'] < content['recommended_goodput'] < 0.99
+    assert content['losses'] == {
+        'save_stall_seconds': 0.5,
+        'save_seconds': 20,
+        'restart_seconds': 90,
+        'preemptions_per_day': 6,
+        'notice_share': 0.0,
+    }
+    json.dumps(content, allow_nan=False)
 
 
 def test_json(plan):
@@ -121,6 +139,9 @@ def test_json(plan):
         'hours',
         'cost',
         'goodput',
+        'recommended_interval',
+        'recommended_goodput',
+        'losses',
         'warnings',
     ]
     assert list(content['stages'][0]) == [

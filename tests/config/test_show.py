@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rewarm.config.errors import UserError
+from rewarm.config.goodput import Conditions
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import RunConfig
@@ -10,9 +11,8 @@ from rewarm.config.show import plan_command, schema_text, sketch
 
 
 def test_the_table_has_what_matters(write_run, capsys):
-    plan_command(
-        write_run(), ['checkpoints.interval=10min'], gpus=2, tokens_per_second=10, price=2.5, preemptions_per_day=6
-    )
+    known = Conditions(tokens_per_second=10, preemptions_per_day=6, notice_share=0.5, save_seconds=12)
+    plan_command(write_run(), ['checkpoints.interval=10min'], gpus=2, price=2.5, conditions=known)
     text = capsys.readouterr().out
     for words in (
         'small',
@@ -22,13 +22,19 @@ def test_the_table_has_what_matters(write_run, capsys):
         'ranks that can run it  1, 2',
         '14,067,712',
         'every 10min; at most 3 kept x 169 MB = 506 MB (12 bytes a parameter)',
-        '96.7%',
+        '97.7% of the time trains batches that are kept, saving every 10min',
         '0.1 on 2 GPUs',
         'attention in full',
         'warm-up ends',
         'last batch',
     ):
         assert words in text, words
+    flowing = ' '.join(text.split())
+    for words in (
+        'stands still for 0.017 s (assumed: 10 GB/s), a save is whole after 12 s, a restart takes 180 s (assumed)',
+        'checkpoints.interval: 30sec for 98.6% (6 preemptions a day, 50% of them with notice; Daly 31.2 s, Young 31.2 s)',
+    ):
+        assert words in flowing, flowing
 
 
 def test_rates_at_given_positions(write_run, capsys):

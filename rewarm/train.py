@@ -125,7 +125,7 @@ def run(config: RunConfig) -> int:
         for stage in stages:
             state = _train_stage(this, stage, state, device)
             if stop.agreed:
-                events.record('preempted', signal=stop.received)
+                events.record('preempted', signal=stop.agreed)
                 announce(f'Saved at batch {state.batch:,}. Start the same command again to go on.')
                 return EXIT_PREEMPTED
         events.record('finished')
@@ -163,7 +163,7 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         previous=previous,
         plan=plan,
         sets={each.name: (each, evals[each.name].card) for each in config.eval.sets},
-        stopping=lambda: this.stop.agreed,
+        stopping=lambda: this.stop.agreed is not None,
     )
     checkpointing = Checkpointing(
         this.saver,

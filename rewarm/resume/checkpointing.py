@@ -77,30 +77,34 @@ class Checkpointing(Callback):
         self.events.at(batch=batch, tokens=int(state.timestamp.token), stage=self.stage.name)
         busy = self.saver.busy  # before `failure`, which is final only then
         failed = self.saver.failure is not None
-        stop, due, busy, failed = any_rank([self.stop.wanted, self._is_due(batch), busy, failed])
+        stop, news, due, busy, failed = any_rank(
+            [self.stop.reason is not None, self.stop.has_news, self._is_due(batch), busy, failed]
+        )
         if failed:
             self.saver.raise_failure()
         if self.saver.in_flight and not busy:
             self.saver.advance()
+        if news:
+            for notice in sum(dist.all_gather_object(self.stop.take_news()), []):
+                self.events.record('notice', **notice)
         if stop and not self.stop.agreed:
-            self.events.record('signal', signal=self.stop.received or 'on another rank')
-        self.stop.agreed = stop
-        self._due = stop or due or batch == self.stage.end_batch
+            reasons = dist.all_gather_object(self.stop.reason)
+            self.stop.agreed = ', '.join(dict.fromkeys(reason for reason in reasons if reason))
+            self.events.record('signal', signal=self.stop.agreed)
+        self._due = stop or news or due or batch == self.stage.end_batch
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Saves, and ends the Trainer if the run was told to go."""
         batch = int(state.timestamp.batch)
         if self._due:
             position = {'batch': batch, 'tokens': int(state.timestamp.token), 'stage': self.stage.name}
-            last = self.stop.agreed or batch == self.stage.end_batch
+            last = self.stop.agreed is not None or batch == self.stage.end_batch
             self.saver.begin(position, self.describe(state), wait=last)
             self._saved_at = time.monotonic()
         if self.stop.agreed:
             state.stop_training()
 
     def _is_due(self, batch: int) -> bool:
-        if self.stop.take_save_wish():
-            return True
         if self.interval.is_time:
             # Wall clocks differ between ranks; the first one decides.
             waited = time.monotonic() - self._saved_at >= self.interval.seconds

@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Protocol
+from typing import Any
+
+from rewarm.resume.clouds import Notice
 
 __all__ = ['EXIT_PREEMPTED', 'StopRequest']
 
@@ -17,68 +19,65 @@ SAME_REQUEST_SECONDS = 5
 """A signal to a whole process group reaches a rank twice, from the sender and passed on by the launcher."""
 
 
-class Notice(Protocol):
-    """A cloud's notice, as far as this module reads it."""
-
-    @property
-    def deadline(self) -> float | None:
-        """When the machine goes, on the clock of ``time.monotonic``; None if it only may go."""
-        ...
-
-
 class StopRequest:
-    """Remembers the first signal or notice; a later signal ends the process at once.
+    """Remembers signals and notices. The second signal ends the process at once; a signal after a notice is the first.
 
     Args:
         signals (Sequence[str]): Names such as ``'SIGTERM'``; SIGINT is always among them.
         grace_period_seconds (float): From a signal to the kill; before a notice's deadline the run stops this early.
+
+    Attributes:
+        received (str | None): The first signal of this process.
+        agreed (str | None): Why all ranks stop, once they have agreed on it.
     """
 
     def __init__(self, signals: Sequence[str], grace_period_seconds: float = 25) -> None:
         self.signals = tuple(dict.fromkeys([*signals, 'SIGINT']))
         self.grace_period_seconds = grace_period_seconds
         self.received: str | None = None
-        self.agreed = False
+        self.agreed: str | None = None
         self._received_at = 0.0
-        self._deadline: float | None = None
-        self._notice = ''
-        self._save_wanted = False
+        self._nearest: Notice | None = None
+        self._news: list[Notice] = []
 
     def install(self) -> None:
         """Takes over the signals. After ``import composer``, which installs handlers that exit without saving."""
         for name in self.signals:
             signal.signal(signal.Signals[name], self._on_signal)
 
-    def on_notice(self, notice: Notice, words: str) -> None:
-        """Wants a checkpoint soon, and a stop when the deadline is near; called by the thread that polls.
-
-        Args:
-            notice (Notice): What the cloud said.
-            words (str): The same for people.
-        """
-        self._save_wanted = True
-        if notice.deadline is not None and (self._deadline is None or notice.deadline < self._deadline):
-            self._deadline, self._notice = notice.deadline, words
-
-    def take_save_wish(self) -> bool:
-        """Whether a notice wants a checkpoint now; true once for each."""
-        wanted, self._save_wanted = self._save_wanted, False
-        return wanted
+    def on_notice(self, notice: Notice) -> None:
+        """Wants a checkpoint soon, and a stop when the deadline is near; called by the thread that polls."""
+        deadline = notice.deadline
+        if deadline is not None and (self._nearest is None or deadline < (self._nearest.deadline or deadline)):
+            self._nearest = notice
+        self._news.append(notice)
 
     @property
-    def wanted(self) -> bool:
-        """Whether this process was told to go, or its machine's deadline is near."""
-        near = self._deadline is not None and time.monotonic() >= self._deadline - self.grace_period_seconds
-        if near and self.received is None:
-            self.received, self._received_at = self._notice, time.monotonic()
-        return self.received is not None
+    def has_news(self) -> bool:
+        """Whether a notice has not been told of yet."""
+        return bool(self._news)
+
+    def take_news(self) -> list[dict[str, Any]]:
+        """The notices since the last call, as ``events.jsonl`` records them."""
+        news, self._news = self._news, []
+        return [{'cloud': n.cloud, 'what': n.what, 'deadline_seconds': n.seconds_left} for n in news]
+
+    @property
+    def reason(self) -> str | None:
+        """Why this process is to go now: a signal it received, or a notice whose deadline is near."""
+        if self.received is not None:
+            return self.received
+        left = None if self._nearest is None else self._nearest.seconds_left
+        near = self._nearest is not None and left is not None and left <= self.grace_period_seconds
+        return self._nearest.what if near and self._nearest is not None else None
 
     @property
     def seconds_left(self) -> float:
-        """Of the grace period; the whole of it before anything was received."""
-        if self.received is None:
-            return self.grace_period_seconds
-        return max(0.0, self._received_at + self.grace_period_seconds - time.monotonic())
+        """Until the machine or the process is taken away, as far as is known; the whole grace period before that."""
+        if self.received is not None:
+            return max(0.0, self._received_at + self.grace_period_seconds - time.monotonic())
+        left = None if self._nearest is None else self._nearest.seconds_left
+        return self.grace_period_seconds if left is None else left
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

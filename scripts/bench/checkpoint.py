@@ -1,6 +1,7 @@
 """Checkpoints: seconds and memory to write, verify and load one, at the real size of Pythia-410M, on the CPU.
 
-One process writes a checkpoint as a run does; another one verifies it and loads it into a new model and optimizer, as the
+One process writes a checkpoint at once; a second one saves three times in the background, as a run does, while it
+multiplies matrices in the place of training; a third one verifies the last and loads it into a new model and optimizer, as the
 next start does. Between them the files are dropped from the page cache, so `verify` reads the disk; `load` reads what
 verifying has brought in. Of writing, `files` is safetensors writing its files, `hash` the manifest, `flush` the fsyncs.
 
@@ -10,10 +11,12 @@ Memory is that of the whole process, interpreter and libraries included, at its 
     peak_anonymous  RssAnon, memory that is the process's own (looked at every 5 ms)
     peak_file       RssFile, resident pages of mapped files: libraries, and a checkpoint if one is mapped; not the same instant
 
-The bar is peak_rss <= model + optimizer + 1 GB, for both processes. `mapped_after` counts the checkpoint's bytes that are
+The bar is peak_rss <= model + optimizer + 1 GB, and as much again for the copy that the background writes from.
+`stall` is how long training stands still for a save, `stall_share` that over the whole save (the bar is 0.1), and
+`training_speed` the products a second during a save over those without one, on as many threads. `mapped_after` counts the checkpoint's bytes that are
 still mapped when everything is loaded; none should be.
 
-    python scripts/bench/checkpoint.py      about a minute, 5 GB of disk, 7 GB of memory
+    python scripts/bench/checkpoint.py      about three minutes, 15 GB of disk, 12 GB of memory
 
 Prints one line of JSON for each process.
 """
@@ -54,12 +57,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.process:
         what, root = options.process
-        found = {'write': _write, 'load': _load}[what](Path(root), SIZES[options.size])
+        found = {'write': _write, 'background': _save_in_background, 'load': _load}[what](
+            Path(root), SIZES[options.size]
+        )
         print(json.dumps(found))
         return
     around = circumstances('torch', 'safetensors')
     with tempfile.TemporaryDirectory(prefix='rewarm-bench-', dir=options.folder) as root:
-        for what in ('write', 'load'):
+        for what in ('write', 'background', 'load'):
             found = _watch([sys.executable, __file__, '--size', options.size, '--process', what, root])
             found['within_bar'] = found['memory']['peak_rss'] <= found['bar']
             print(
@@ -69,15 +74,82 @@ def main() -> None:
 
 
 def _write(root: Path, shape: ModelShape) -> dict[str, Any]:
-    """The process that trains: a model, moments in every parameter's state, one save."""
-    import torch
-
-    from rewarm.model.optimizer import build_optimizer
-    from rewarm.model.pythia import Pythia
+    """One save, which the process waits for."""
     from rewarm.resume import checkpoint
     from rewarm.resume.state import optimizer_tensors
 
     memory = {'after_imports': _resident()['VmRSS']}
+    model, optimizer = _trained(shape)
+    memory['before_saving'] = _resident()['VmRSS']
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for name, what in (('save_file', 'files'), ('_describe', 'hash'), ('_flush', 'flush')):
+        setattr(checkpoint, name, _timed(getattr(checkpoint, name), seconds, what))
+    with _time(seconds, 'total'):
+        path = checkpoint.write(
+            root, batch=1, model=model.state_dict(), optimizer=optimizer_tensors(model, optimizer), state={}
+        )
+    _drop_from_page_cache(path)
+    return _figures(path, model, optimizer, seconds, memory)
+
+
+def _save_in_background(root: Path, shape: ModelShape) -> dict[str, Any]:
+    """Three saves while the process goes on computing, as a run saves."""
+    import torch
+    from composer.utils import dist, get_device
+
+    from rewarm.resume.saving import BackgroundSaver
+
+    dist.initialize_dist(get_device('cpu'))
+    memory = {'after_imports': _resident()['VmRSS']}
+    model, optimizer = _trained(shape)
+    memory['before_saving'] = _resident()['VmRSS']
+    records: list[dict[str, Any]] = []
+    saver = BackgroundSaver(
+        root,
+        model=model,
+        optimizer=optimizer,
+        before_publishing=lambda: None,
+        after_publishing=lambda path, record: records.append({**record, 'path': path}),
+    )
+    matrix = torch.randn(512, 512)
+
+    def products_per_second(while_: Callable[[], bool]) -> float:
+        started, count = time.perf_counter(), 0
+        while while_():
+            torch.mm(matrix, matrix)
+            count += 1
+        return count / (time.perf_counter() - started)
+
+    assert saver._snapshot is not None
+    saver._snapshot.result()  # its memory is taken beside the first batches of a run
+    until = time.perf_counter() + 5
+    alone = products_per_second(lambda: time.perf_counter() < until)
+    beside = []
+    for batch in (2, 3, 4):
+        saver.begin({'batch': batch, 'tokens': 0, 'stage': 'bench'}, {})
+        beside.append(products_per_second(lambda: saver.busy))
+        saver.finish()
+    saver.close()
+    path = records[-1]['path']
+    _drop_from_page_cache(path)
+    seconds = {'total': sum(record['seconds'] for record in records) / len(records)}
+    return {
+        **_figures(path, model, optimizer, seconds, memory, copies=2),
+        'stall_seconds': [record['stall_seconds'] for record in records],
+        'save_seconds': [record['seconds'] for record in records],
+        'stall_share': round(max(record['stall_seconds'] / record['seconds'] for record in records), 4),
+        'training_speed': [round(speed / alone, 3) for speed in beside],
+        'torch_threads': torch.get_num_threads(),
+    }
+
+
+def _trained(shape: ModelShape) -> tuple[Any, Any]:
+    """A model, and an optimizer with moments in every parameter's state."""
+    import torch
+
+    from rewarm.model.optimizer import build_optimizer
+    from rewarm.model.pythia import Pythia
+
     model = Pythia(shape, gelu='tanh')
     optimizer = build_optimizer(model, OptimizerConfig(), lr=1e-3)
     with torch.no_grad():
@@ -87,18 +159,13 @@ def _write(root: Path, shape: ModelShape) -> dict[str, Any]:
                 'exp_avg': torch.randn_like(parameter.normal_()),
                 'exp_avg_sq': torch.rand_like(parameter),
             }
-    memory['before_saving'] = _resident()['VmRSS']
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for name, what in (('save_file', 'files'), ('_describe', 'hash'), ('_flush', 'flush')):
-        setattr(checkpoint, name, _timed(getattr(checkpoint, name), seconds, what))
-    with _time(seconds, 'total'):
-        path = checkpoint.write(
-            root, batch=1, model=model.state_dict(), optimizer=optimizer_tensors(model, optimizer), state={}
-        )
-    for file in path.iterdir():
+    return model, optimizer
+
+
+def _drop_from_page_cache(folder: Path) -> None:
+    for file in folder.iterdir():
         with file.open('rb') as handle:
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return _figures(path, model, optimizer, seconds, memory)
 
 
 def _load(root: Path, shape: ModelShape) -> dict[str, Any]:
@@ -124,7 +191,7 @@ def _load(root: Path, shape: ModelShape) -> dict[str, Any]:
 
 
 def _figures(
-    path: Path, model: Any, optimizer: Any, seconds: dict[str, float], memory: dict[str, int]
+    path: Path, model: Any, optimizer: Any, seconds: dict[str, float], memory: dict[str, int], copies: int = 1
 ) -> dict[str, Any]:
     from rewarm.resume.state import optimizer_tensors
 
@@ -138,7 +205,7 @@ def _figures(
         'mb_per_second': {what: round(on_disk / value / 1e6) for what, value in seconds.items() if what != 'build'},
         'bytes_on_disk': on_disk,
         'bytes_of_tensors': tensors,
-        'bar': sum(tensors.values()) + int(ALLOWED),
+        'bar': copies * sum(tensors.values()) + int(ALLOWED),
         'memory': {**memory, 'peak_rss': _resident()['VmHWM']},
     }
 

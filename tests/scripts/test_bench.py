@@ -56,13 +56,15 @@ def test_startup_tells_of_commands_of_a_cold_and_a_resumed_start_and_of_imports(
 
 
 @pytest.mark.slow
-def test_checkpoint_tells_of_seconds_and_memory_of_both_processes():
-    written, loaded = figures('checkpoint.py', '--size', 'tiny')
-    assert (written['process'], loaded['process']) == ('write', 'load')
+def test_checkpoint_tells_of_seconds_and_memory_of_saving_saving_beside_training_and_loading():
+    written, beside, loaded = figures('checkpoint.py', '--size', 'tiny')
+    assert [each['process'] for each in (written, beside, loaded)] == ['write', 'background', 'load']
+    assert len(beside['stall_seconds']) == len(beside['save_seconds']) == len(beside['training_speed']) == 3
+    assert all(0 < stall < save for stall, save in zip(beside['stall_seconds'], beside['save_seconds'], strict=True))
     assert written['seconds'].keys() == {'files', 'hash', 'flush', 'total'}
     assert loaded['seconds'].keys() == {'verify', 'build', 'load'}
     assert loaded['mapped_after'] == 0
-    for found in (written, loaded):
+    for found in (written, beside, loaded):
         assert found['bytes_of_tensors']['optimizer'] > 2 * found['bytes_of_tensors']['model']
         assert found['bytes_on_disk'] > sum(found['bytes_of_tensors'].values())
         assert found['memory']['peak_rss'] > found['memory']['peak_anonymous'] > 0

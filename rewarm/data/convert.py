@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rewarm.buckets.bucket import is_bucket
 from rewarm.config.card import DatasetCard, tokenizer_hash
 from rewarm.config.errors import UserError
 from rewarm.data.documents import Part
@@ -23,7 +24,6 @@ from rewarm.data.pieces import Piece, make_tokenize
 from rewarm.data.pool import Workers
 from rewarm.data.publish import REJECTS_NAME, existing, finish, remove_leftover, upload_dataset
 from rewarm.data.reading import PART_BYTES, read_parts
-from rewarm.data.s3 import is_s3
 from rewarm.data.shards import SHARD_BYTES, Packer, ShardFormat
 from rewarm.data.sources import find_sources
 from rewarm.data.staging import Staging, default_staging
@@ -116,7 +116,7 @@ def convert(
             say(f'going on at file {stage.progress.source + 1} of {len(job.sources)}, from {folder}')
         left = _fill(job, stage, workers, commit_seconds, progress)
         cards = finish(job, stage, left, max_rejects)
-        if is_s3(job.out):
+        if is_bucket(job.out):
             upload_dataset(stage.dataset, job.out, progress)
             stage.remove()
         else:

@@ -8,10 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rewarm import __version__
+from rewarm.buckets.bucket import is_bucket, open_bucket
 from rewarm.config.card import CARD_NAME, CardSource, DatasetCard, read_card
 from rewarm.config.errors import UserError
 from rewarm.data.job import Job
-from rewarm.data.s3 import Bucket, is_s3
 from rewarm.data.shards import INDEX_NAME, write_index, write_whole
 from rewarm.data.staging import Staging
 
@@ -104,8 +104,8 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
         UserError: If something else is there.
     """
     cards: dict[str, DatasetCard] = {}
-    if is_s3(job.out):
-        bucket = Bucket()
+    if is_bucket(job.out):
+        bucket = open_bucket(job.out)
         names = [name for name, _, _ in bucket.list(job.out)]
         if not any(name.endswith(INDEX_NAME) for name in names):
             return None  # empty, or an upload that did not end
@@ -123,7 +123,7 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
         card.settings == job.settings and [(s.name, s.bytes) for s in card.sources] == given for card in cards.values()
     ):
         return cards
-    if is_s3(job.out) and not cards:
+    if is_bucket(job.out) and not cards:
         raise UserError(f'{job.out}: holds a dataset that this program did not make; convert to another place')
     what = [
         f'{key}: {value} there, {job.settings.get(key)} now'
@@ -146,7 +146,7 @@ def remove_leftover(folder: Path, job: Job) -> None:
 
 def upload_dataset(folder: Path, out: str, show: bool) -> None:
     """Uploads a finished dataset; the indexes, without which there is none, go up last."""
-    bucket = Bucket()
+    bucket = open_bucket(out)
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     with tqdm(total=len(files), unit='file', desc='upload', disable=not show) as bar:
 

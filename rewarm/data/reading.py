@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.columns import column_parts
 from rewarm.data.documents import BOM, MAX_RECORD_BYTES, TOO_LONG, Part
-from rewarm.data.s3 import is_s3
 from rewarm.data.sources import Source
 
 PART_BYTES = 4 << 20
@@ -80,7 +80,7 @@ def read_parts(
 
 @contextlib.contextmanager
 def _local_copy(source: Source, blocks: Iterator[bytes], work: Path) -> Iterator[Path]:
-    if not is_s3(source.path):
+    if not is_bucket(source.path):
         for _ in blocks:
             pass
         yield Path(source.path)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
+from rewarm.buckets.bucket import is_bucket, open_bucket
 from rewarm.config.errors import UserError
-from rewarm.data.s3 import Bucket, is_s3
 
 Kind = Literal['jsonl', 'txt', 'parquet', 'arrow']
 Compression = Literal['gzip', 'zstd']
@@ -47,7 +47,9 @@ class Source:
 
     def open(self) -> BinaryIO:
         """Opens the file's bytes for reading anywhere."""
-        return Bucket().open(self.path, self.bytes, self.version) if is_s3(self.path) else open(self.path, 'rb')
+        if is_bucket(self.path):
+            return open_bucket(self.path).open(self.path, self.bytes, self.version)
+        return open(self.path, 'rb')
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """
     sources: list[Source] = []
     for argument in arguments:
-        entries = _list_bucket(argument) if is_s3(argument) else _list_folder(argument)
+        entries = _list_bucket(argument) if is_bucket(argument) else _list_folder(argument)
         base = PurePosixPath(argument.removeprefix('s3://').rstrip('/')).name or Path(argument).resolve().name
         found = [
             Source(f'{base}/{entry.inside}' if entry.inside else base, entry.path, *shape, entry.bytes, entry.version)
@@ -118,7 +120,7 @@ def _list_folder(argument: str) -> list[_Entry]:
 
 def _list_bucket(argument: str) -> list[_Entry]:
     url = argument.rstrip('/')
-    listed = sorted(Bucket().list(url), key=lambda item: PurePosixPath(item[0]).parts)
+    listed = sorted(open_bucket(url).list(url), key=lambda item: PurePosixPath(item[0]).parts)
     if not listed:
         raise UserError(f'{argument}: no object here')
     return [_Entry(inside, f'{url}/{inside}' if inside else url, size, etag) for inside, size, etag in listed]
@@ -147,7 +149,7 @@ def _order_of_datasets(argument: str, entries: list[_Entry]) -> list[_Entry]:
 
 
 def _read_json(entry: _Entry) -> object:
-    data = Bucket().read(entry.path) if is_s3(entry.path) else Path(entry.path).read_bytes()
+    data = open_bucket(entry.path).read(entry.path) if is_bucket(entry.path) else Path(entry.path).read_bytes()
     try:
         return json.loads(data or b'null')
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.shards import write_whole
 
@@ -160,7 +161,7 @@ class Staging:
 
 def default_staging(out: str) -> Path:
     """Where a conversion works if nobody says: beside a folder; for a bucket, below the system's temporary folder."""
-    if out.startswith('s3://'):
+    if is_bucket(out):
         import tempfile
 
         return Path(tempfile.gettempdir()) / f'rewarm-convert-{hashlib.sha256(out.encode()).hexdigest()[:16]}'

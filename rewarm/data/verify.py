@@ -10,9 +10,9 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from rewarm.buckets.bucket import is_bucket
 from rewarm.config.card import CARD_NAME, DatasetCard, read_card
 from rewarm.config.errors import UserError
-from rewarm.data.s3 import is_s3
 from rewarm.data.shards import INDEX_NAME
 
 
@@ -28,7 +28,7 @@ def verify_dataset(folder: str | Path) -> list[str]:
     Raises:
         UserError: If there is no dataset here.
     """
-    if is_s3(str(folder)):
+    if is_bucket(str(folder)):
         raise UserError(f'{folder}: only local folders are verified; download it first')
     top = Path(folder)
     folders = [top] if (top / INDEX_NAME).is_file() else sorted(path.parent for path in top.glob(f'*/{INDEX_NAME}'))

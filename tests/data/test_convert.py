@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,13 +16,14 @@ import numpy as np
 import pytest
 import zstandard
 
+from rewarm.buckets import s3
 from rewarm.config.card import DatasetCard, read_card
 from rewarm.config.errors import UserError
 from rewarm.data import convert as convert_module
-from rewarm.data import s3
 from rewarm.data.convert import convert
 from rewarm.data.pool import Workers
 from rewarm.data.verify import verify_dataset
+from tests.buckets.servers import S3Server
 
 REPOSITORY = Path(__file__).parents[2]
 WORDS = 'warm rate stage token shard Größe naïve 漢字 e\u0301 print(x) 3.14 <|endoftext|> \u0c15\u0c3c'.split()
@@ -448,38 +448,13 @@ def resident(pid):
 
 @pytest.fixture(scope='module')
 def bucket(tmp_path_factory):
-    """A real S3 server on this machine; yields a client, with the environment set for it."""
-    pytest.importorskip('nanio', reason='no S3 server (pip install "rewarm[s3]")')
-    import boto3
-
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    keys = {'NANIO_ACCESS_KEY': 'AKTESTAKTESTAKTEST12', 'NANIO_SECRET_KEY': 'secretsecretsecretsecretsecret12'}
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name('nanio')), 'serve', '--data-dir', str(tmp_path_factory.mktemp('s3')),
-         '--host', '127.0.0.1', '--port', str(port), '--no-access-log'],
-        env={**os.environ, **keys}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    variables = {
-        'S3_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': keys['NANIO_ACCESS_KEY'],
-        'AWS_SECRET_ACCESS_KEY': keys['NANIO_SECRET_KEY'], 'AWS_DEFAULT_REGION': 'us-east-1',
-    }  # fmt: skip
+    """A client of a real S3 server on this machine, with the environment set for it."""
+    server = S3Server(tmp_path_factory.mktemp('s3'))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
+        for name, value in server.variables.items():
             patch.setenv(name, value)
-        client = boto3.client('s3', endpoint_url=variables['S3_ENDPOINT_URL'])
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                client.create_bucket(Bucket='data')
-                break
-            except Exception:
-                assert time.monotonic() < deadline, 'the S3 server did not start'
-                time.sleep(0.1)
-        yield client
-    server.terminate()
-    server.wait(10)
+        yield server.client()
+    server.stop()
 
 
 def upload(client, folder, prefix):
@@ -519,11 +494,11 @@ def test_from_bucket_to_bucket_gives_what_a_folder_gives(run, inputs, tmp_path, 
 
 
 def test_an_upload_that_breaks_off_looks_like_nothing_and_goes_on(run, inputs, tmp_path, bucket, monkeypatch):
-    from rewarm.data.s3 import Bucket
+    from rewarm.buckets.s3 import S3Bucket
 
-    lock, count, whole = threading.Lock(), [0], Bucket.upload
+    lock, count, whole = threading.Lock(), [0], S3Bucket.upload
 
-    def break_off(self, path, url, sha256):
+    def break_off(self, path, url, sha256=None):
         with lock:
             count[0] += 1
         if count[0] > 4:
@@ -531,7 +506,7 @@ def test_an_upload_that_breaks_off_looks_like_nothing_and_goes_on(run, inputs, t
         whole(self, path, url, sha256)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bucket, 'upload', break_off)
+        patch.setattr(S3Bucket, 'upload', break_off)
         with pytest.raises(KeyboardInterrupt):
             run(inputs, 's3://data/broken', staging=str(tmp_path / 'stage'))
     names = [o['Key'] for o in bucket.list_objects_v2(Bucket='data', Prefix='broken/')['Contents']]
@@ -546,18 +521,17 @@ def test_a_bucket_that_is_not_there_is_said_in_words(run, inputs, tmp_path, buck
     with pytest.raises(UserError, match=r's3://nowhere/x: .*S3_ENDPOINT_URL'):
         run('s3://nowhere/x', tmp_path / 'out')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
-    monkeypatch.setattr('boto3.DEFAULT_SESSION', None)  # it keeps the keys it first saw
-    monkeypatch.setattr(s3, '_client', s3._client.__wrapped__)
+    monkeypatch.setattr(s3, '_client', s3._client.__wrapped__)  # it keeps the keys it first saw
     with pytest.raises(UserError, match='s3://data/src'):
         run('s3://data/src', tmp_path / 'out')
 
 
 def test_an_object_replaced_under_the_reader_is_an_error(bucket):
-    from rewarm.data.s3 import Bucket
+    from rewarm.buckets.s3 import S3Bucket
 
     bucket.put_object(Bucket='data', Key='x/a', Body=b'1' * (9 << 20))
-    ((_, size, etag),) = Bucket().list('s3://data/x/a')
-    with Bucket().open('s3://data/x/a', size, etag) as file:
+    ((_, size, etag),) = S3Bucket().list('s3://data/x/a')
+    with S3Bucket().open('s3://data/x/a', size, etag) as file:
         assert file.read(10) == b'1' * 10
         bucket.put_object(Bucket='data', Key='x/a', Body=b'2' * (9 << 20))
         with pytest.raises(UserError, match='s3://data/x/a'):

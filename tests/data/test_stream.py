@@ -36,6 +36,7 @@ from rewarm.data import mixed_dataset
 from rewarm.data.mixed_dataset import _WorkerOrder
 from rewarm.data.order import Mix, MixStream
 from rewarm.data.stream import IGNORED, build_eval_loader, build_train_loader, release
+from tests.buckets.servers import S3Server
 
 SEQ = 16
 BATCH = 8
@@ -483,36 +484,12 @@ def test_a_remote_without_local_has_a_cache_that_a_restart_finds(tmp_path, folde
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A real S3 server on this machine, with the environment set for it; yields a client."""
-    pytest.importorskip('nanio', reason='no S3 server (pip install "rewarm[s3]")')
-    import boto3
-
-    port, keys = free_port(), ('AKTESTAKTESTAKTEST12', 'secretsecretsecretsecretsecret12')
-    program = [str(Path(sys.executable).with_name('nanio')), 'serve', '--data-dir', str(tmp_path / 's3')]
-    (tmp_path / 's3').mkdir()
-    server = subprocess.Popen(
-        [*program, '--host', '127.0.0.1', '--port', str(port), '--no-access-log'],
-        env={**os.environ, 'NANIO_ACCESS_KEY': keys[0], 'NANIO_SECRET_KEY': keys[1]},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{port}')
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', keys[0])
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', keys[1])
-    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    client = boto3.client('s3', endpoint_url=f'http://127.0.0.1:{port}')
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.create_bucket(Bucket='data')
-            break
-        except Exception:
-            assert time.monotonic() < deadline, 'the S3 server did not start'
-            time.sleep(0.1)
-    yield client
-    client.close()
-    server.terminate()
-    server.wait(10)
+    """A client of a real S3 server on this machine, with the environment set for it."""
+    server = S3Server(tmp_path / 's3')
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    yield server.client()
+    server.stop()
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])

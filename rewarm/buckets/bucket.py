@@ -1,0 +1,225 @@
+"""The one interface that data and runs use of an object store: list, read, write, upload, download, delete.
+
+``s3://`` is spoken by boto3 and tested against two real servers. ``gs://`` and ``az://`` go through fsspec (gcsfs, adlfs)
+and are tested against the stores' emulators only (`rewarm/buckets/cloud.py`).
+"""
+
+import hashlib
+import io
+import os
+import random
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from rewarm.buckets.errors import BucketError, Damaged, Unreachable
+from rewarm.buckets.parallel import in_parallel
+from rewarm.config.errors import UserError
+
+__all__ = ['Bucket', 'Entry', 'is_bucket', 'open_bucket', 'split_url']
+
+SCHEMES = ('s3', 'gs', 'az')
+"""S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+
+READ_BYTES = 8 << 20
+"""Bytes of one read: large enough that a round trip hardly counts, small beside the memory bound."""
+
+DOWNLOAD_THREADS = 8
+READ_ATTEMPTS = 5
+
+
+class Entry(NamedTuple):
+    """An object."""
+
+    name: str
+    """Its key relative to the URL asked for; empty for the object itself."""
+    bytes: int
+    """Its size."""
+    version: str
+    """Changes when it is replaced (ETag, generation)."""
+
+
+def is_bucket(path: str) -> bool:
+    """Whether ``path`` is in a bucket rather than in a folder."""
+    return path.startswith(tuple(f'{scheme}://' for scheme in SCHEMES))
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Splits ``s3://bucket/a/b`` into ``('bucket', 'a/b')``.
+
+    Raises:
+        UserError: If the URL names no bucket.
+    """
+    scheme, _, rest = url.partition('://')
+    bucket, _, key = rest.partition('/')
+    if not bucket:
+        raise UserError(f'{url}: names no bucket; write {scheme}://bucket/prefix')
+    return bucket, key.strip('/')
+
+
+def open_bucket(url: str) -> 'Bucket':
+    """A client for the store that ``url`` names; nothing is asked of the store yet.
+
+    Raises:
+        UserError: If the scheme is unknown or the package that speaks it is not installed.
+    """
+    if url.startswith('s3://'):
+        from rewarm.buckets.s3 import S3Bucket
+
+        return S3Bucket()
+    if is_bucket(url):
+        from rewarm.buckets.cloud import CloudBucket
+
+        return CloudBucket(url)
+    raise UserError(f'{url}: no bucket; write {", ".join(f"{scheme}://bucket/prefix" for scheme in SCHEMES)}')
+
+
+class Bucket(ABC):
+    """An object store. Every URL is a whole one, such as ``s3://bucket/run/metrics.jsonl``.
+
+    Whatever goes wrong in the store is a ``BucketError`` in words; ``OSError`` is about this machine's own files.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_sent = 0
+        """Bytes of objects and parts that the store has taken from this client."""
+        self.closed = False
+
+    @abstractmethod
+    def list(self, url: str) -> list[Entry]:
+        """Objects at or under ``url``, sorted; ``corpus-2`` is not under ``corpus``."""
+
+    @abstractmethod
+    def find(self, url: str) -> Entry | None:
+        """The object at ``url``, or None."""
+
+    @abstractmethod
+    def read(self, url: str) -> bytes | None:
+        """The bytes of a small object, or None if there is none."""
+
+    @abstractmethod
+    def read_range(self, url: str, begin: int, end: int, version: str) -> bytes:
+        """Bytes ``begin`` to ``end`` (exclusive) of an object; one replaced meanwhile is an error, not a mixture."""
+
+    @abstractmethod
+    def write(self, url: str, data: bytes) -> None:
+        """Writes a small object whole."""
+
+    @abstractmethod
+    def upload(self, path: Path, url: str, sha256: str | None = None) -> None:
+        """Uploads a file unless the object is there with the same content; what a broken-off upload sent is used.
+
+        Args:
+            path (Path): The file; of one that grows, what it holds now.
+            url (str): The object.
+            sha256 (str | None): The file's hash if it is known; kept with the object where it went up in one piece.
+        """
+
+    @abstractmethod
+    def delete(self, url: str) -> None:
+        """Deletes an object, if it is there."""
+
+    @abstractmethod
+    def forget_uploads(self, url: str) -> None:
+        """Frees what broken-off uploads left at or under ``url``, which listings do not show and the store bills."""
+
+    def close(self) -> None:
+        """Lets no further request begin; those of background threads fail from now on."""
+        self.closed = True
+
+    def open(self, url: str, size: int, version: str) -> BinaryIO:
+        """Opens an object for reading anywhere; an object replaced meanwhile is an error, not a mixture."""
+        return io.BufferedReader(_Object(self, url, size, version), READ_BYTES)
+
+    def download(self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """Downloads an object so that ``path`` appears whole and verified or not at all; a good file is kept as it is.
+
+        Args:
+            url (str): The object.
+            path (Path): The file; ``<path>.part`` until it is whole.
+            size (int | None): Bytes it must have.
+            sha256 (str | None): The hash it must have.
+
+        Raises:
+            Damaged: If the object is missing or is something else.
+            BucketError: If it cannot be read.
+            OSError: If the disk is full or not writable.
+        """
+        if sha256 and path.exists() and _hash(path) == sha256:
+            return
+        found = self.find(url)
+        if found is None:
+            raise Damaged(f'{url}: is missing')
+        if size is not None and found.bytes != size:
+            raise Damaged(f'{url}: has {found.bytes:,} bytes instead of {size:,}')
+        part = path.with_name(path.name + '.part')
+        try:
+            with part.open('wb') as file:
+                self._fetch(url, found, file)
+                os.fsync(file.fileno())
+            if sha256 and _hash(part) != sha256:
+                raise Damaged(f'{url}: does not hash to what was written')
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _fetch(self, url: str, entry: Entry, file: BinaryIO) -> None:
+        handle = file.fileno()
+        if entry.bytes:
+            os.posix_fallocate(handle, 0, entry.bytes)  # a disk too small is noticed now and not at the last byte
+
+        def fetch(begin: int) -> None:
+            end = min(begin + READ_BYTES, entry.bytes)
+            os.pwrite(handle, self._read_patiently(url, begin, end, entry.version), begin)
+
+        in_parallel(fetch, range(0, entry.bytes, READ_BYTES), DOWNLOAD_THREADS)
+
+    def _read_patiently(self, url: str, begin: int, end: int, version: str) -> bytes:
+        """Reads a range, again if the connection breaks, so that one break does not cost the whole object."""
+        for attempt in range(1, READ_ATTEMPTS):
+            try:
+                return self.read_range(url, begin, end, version)
+            except Unreachable:
+                time.sleep(random.uniform(0.5, 1) * 2**attempt / 4)
+        return self.read_range(url, begin, end, version)
+
+    def _refuse_if_closed(self, url: str) -> None:
+        if self.closed:
+            raise BucketError(f'{url}: the client is closed')
+
+
+class _Object(io.RawIOBase):
+    """One object as a seekable file, read by ranges."""
+
+    def __init__(self, bucket: Bucket, url: str, size: int, version: str) -> None:
+        self._bucket, self._url, self._size, self._version = bucket, url, size, version
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: 'memoryview[int]') -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        end = min(self._position + len(buffer), self._size)
+        if self._position >= end:
+            return 0
+        data = self._bucket.read_range(self._url, self._position, end, self._version)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _hash(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,15 @@
+"""What goes wrong with a bucket, in words; the caller decides whether to stop or to try again."""
+
+from rewarm.config.errors import UserError
+
+
+class BucketError(UserError):
+    """A request to a bucket failed; the message names the URL and what to do."""
+
+
+class Unreachable(BucketError):
+    """Nobody answered, or the server could not serve now: trying again may help, and nothing else will."""
+
+
+class Damaged(BucketError):
+    """An object is missing, or is not what its size or its hash says."""

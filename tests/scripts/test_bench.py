@@ -70,6 +70,13 @@ def test_checkpoint_tells_of_seconds_and_memory_of_saving_saving_beside_training
         assert found['memory']['peak_rss'] > found['memory']['peak_anonymous'] > 0
 
 
+@pytest.mark.slow
+def test_agreement_is_measured_for_each_number_of_ranks():
+    one, two = figures('agreement.py', '--ranks', '1', '2', '--calls', '50')
+    assert (one['ranks'], two['ranks']) == (1, 2)
+    assert 0 < one['median_us'] < two['median_us'] <= two['p99_us']
+
+
 def test_order_prints_its_figures():
     lines = bench('order.py', '--samples', '1e6').splitlines()
     assert [line.split(':')[0].strip() for line in lines[1:4]] == ['start', 'middle', 'end']

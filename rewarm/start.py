@@ -24,7 +24,7 @@ from rewarm.config.load import dump
 from rewarm.config.plan import Plan
 from rewarm.config.schema import RunConfig
 
-__all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_rank_zero', 'version_of', 'write_start_files']
+__all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_each_node', 'on_rank_zero', 'version_of', 'write_start_files']
 
 VERSIONS_OF = ('rewarm', 'torch', 'triton', 'mosaicml', 'mosaicml-streaming', 'transformers', 'tokenizers', 'numpy')
 
@@ -68,6 +68,22 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
     if not good:
         raise UserError(value)
     return value
+
+
+def on_each_node(function: Callable[[], object]) -> None:
+    """Runs a function on one rank of each node.
+
+    Raises:
+        UserError: On every rank, with what the first node that failed says.
+    """
+    problem = None
+    if dist.get_local_rank() == 0:
+        try:
+            function()
+        except UserError as error:
+            problem = str(error)
+    if problems := [each for each in dist.all_gather_object(problem) if each is not None]:
+        raise UserError(problems[0])
 
 
 def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Device) -> None:

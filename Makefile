@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins lock bench gpu aot mutate
+.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -30,6 +30,14 @@ test-demo: env  ## What the whole demo must show: signs and half of the differen
 test-pins:  ## The suite on the versions that Composer and Streaming officially pin
 	@PYTHON=$(PYTHON) scripts/env.sh .venv-pins requirements-pins.lock
 	.venv-pins/bin/pytest -n 2 --dist loadfile
+
+test-slurm: env  ## Our recipe on a real Slurm that the tests start: preemption, a lost node, the time limit; as root, Debian's slurm-wlm (5 minutes)
+	command -v slurmctld munged >/dev/null || apt-get install -y --no-install-recommends slurm-wlm slurm-client munge
+	$(BIN)/pytest -m slurm tests/launch/test_slurm.py
+
+test-skypilot: env  ## Our managed job, read by SkyPilot's own loader, which has an environment of its own (0.6 GB)
+	[ -x .venv-skypilot/bin/sky ] || { $(PYTHON) -m venv .venv-skypilot && .venv-skypilot/bin/pip install -q skypilot==0.14.1; }
+	$(BIN)/pytest tests/launch/test_skypilot.py
 
 lock:  ## Re-locks both environments (needs uv)
 	scripts/lock.sh

@@ -210,6 +210,17 @@ def report(
     print(write_page(runs, out))
 
 
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar='RUN_FOLDER', help='A run folder, of a run going on or not.')],
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+) -> None:
+    """Says where a run is, who holds it, its last save, stops and goodput, when it ends, and what a start would do."""
+    from rewarm.report.show_status import status_command
+
+    status_command(run, as_json=as_json)
+
+
 @app.command('export')
 def export_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help='A checkpoint folder, such as runs/NAME/checkpoints/ba00001200.')],

@@ -25,6 +25,9 @@ __all__ = ['Batch', 'Evaluation', 'Event', 'Run', 'Stage', 'read_run', 'read_run
 RUN_FILES = ('config.yaml', 'plan.json', 'metrics.jsonl', 'evals.jsonl', 'events.jsonl')
 """A folder with none of these is no run folder."""
 
+LINE_BYTES = 500
+"""About the length of a line of ``metrics.jsonl``."""
+
 T = TypeVar('T')
 
 
@@ -160,11 +163,13 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [read_run(folder) for folder in folders]
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
     """Reads one run folder.
 
     Args:
         folder (str | Path): The folder that ``run_folder`` names in the run's YAML.
+        last_batches (int | None): Read about so many of the newest batches only, for a glance at a long run: whatever is
+            derived from batches is then about these.
 
     Returns:
         Run: Its records; empty where a file is not there yet.
@@ -188,7 +193,7 @@ def read_run(folder: str | Path) -> Run:
     config_text = _text(path / 'config.yaml')
     config = _config(path / 'config.yaml', config_text)
     plan = _json(path / 'plan.json')
-    batches = _newest_batches(_lines(path / 'metrics.jsonl', _batch, skipped))
+    batches = _newest_batches(_lines(path / 'metrics.jsonl', _batch, skipped, last_batches))
     evaluations = _newest_evaluations(_lines(path / 'evals.jsonl', _evaluation, skipped))
     return Run(
         folder=path,
@@ -207,6 +212,17 @@ def read_run(folder: str | Path) -> Run:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+
+
+def _tail(path: Path, size: int) -> str:
+    """The whole lines within the last ``size`` bytes of a file."""
+    if not path.is_file():
+        return ''
+    with path.open('rb') as file:
+        begin = max(0, file.seek(0, 2) - size)
+        file.seek(begin)
+        text = file.read().decode('utf-8', errors='replace')
+    return text.partition('\n')[2] if begin else text
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:
@@ -232,10 +248,12 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _lines(path: Path, parse: Callable[[dict[str, Any]], T], skipped: dict[str, int]) -> list[T]:
+def _lines(
+    path: Path, parse: Callable[[dict[str, Any]], T], skipped: dict[str, int], last: int | None = None
+) -> list[T]:
     """Parses the lines of a file; drops a torn last line, drops and counts unreadable ones before it."""
     records: list[T] = []
-    lines = _text(path).split('\n')
+    lines = (_text(path) if last is None else _tail(path, last * LINE_BYTES)).split('\n')
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

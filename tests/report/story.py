@@ -110,9 +110,11 @@ class Story:
         return ends
 
     def save(self, seconds: float = 8, stall: float = 0.5, *, wait: bool = False) -> Story:
-        """Copies, and is whole later unless the process is killed before."""
+        """Copies, and is whole later unless the process is killed before; one that is in flight is waited for first."""
         at = {'batch': self.batch, 'tokens': self.batch * TOKENS_PER_BATCH, 'stage': self.stage(self.batch - 1)}
-        stall = seconds if wait else stall
+        in_flight = max([(when - self.now).total_seconds() for when, _ in self.pending], default=0.0)
+        seconds += in_flight
+        stall = seconds if wait else stall + in_flight
         self.pending.append((self.now + timedelta(seconds=seconds), {**at, 'seconds': seconds, 'stall_seconds': stall}))
         self.spend('saving', stall)
         return self
@@ -175,7 +177,7 @@ class Story:
 
 def write_checkpoint(path: Path) -> None:
     """Writes a small folder with a manifest that fits its files."""
-    path.mkdir()
+    path.mkdir(exist_ok=True)  # the same batch may be saved again
     files = {'model.safetensors': b'0' * 300, 'optimizer-0000.safetensors': b'1' * 600, 'state.json': b'{}'}
     for name, content in files.items():
         (path / name).write_bytes(content)

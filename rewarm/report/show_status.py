@@ -1,0 +1,197 @@
+"""``rewarm status``: a run at a glance, in words or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Any
+
+from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
+
+__all__ = ['status_command', 'status_lines', 'to_json']
+
+QUIET_SECONDS = 300
+"""A process that holds the run and has written nothing for longer than this is worth a look."""
+
+
+def status_command(folder: str, *, as_json: bool = False) -> None:
+    """Prints where a run is.
+
+    Args:
+        folder (str): The run folder.
+        as_json (bool): Whether to print JSON instead of words.
+
+    Raises:
+        UserError: If it is no run folder.
+    """
+    status = find_status(folder)
+    if as_json:
+        print(json.dumps(to_json(status), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    colour = {'running': 'green', 'finished': 'green', 'stopped': 'yellow'}.get(status.state, 'default')
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    why = f' ({_plain(status.reason)})' if status.state == 'stopped' else ''
+    console.print(f'[bold]{_plain(status.run.name)}[/bold] is [{colour}]{status.state}[/{colour}]{why}')
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style='dim')
+    table.add_column()
+    for key, value in status_lines(status).items():
+        table.add_row(key, _plain(value))
+    console.print(table)
+
+
+def status_lines(status: Status) -> dict[str, str]:
+    """The facts in words, by name, in the order to show them.
+
+    Args:
+        status (Status): What was found.
+
+    Returns:
+        dict[str, str]: Without what is not known.
+    """
+    last, lines = status.last, {}
+    if last:
+        of = (
+            f' of {status.planned_batches:,} ({last.batch / status.planned_batches:.1%})'
+            if status.planned_batches
+            else ''
+        )
+        lines['where'] = f'stage {last.stage}, batch {last.batch:,}{of}, {last.tokens:,} tokens'
+        speed = status.tokens_per_second
+        lines['training'] = f'loss {last.loss:.4f} at rate {last.lr:.3g}' + (
+            f'; {speed:,.0f} tokens/s, the median of the last {min(RECENT_BATCHES, len(status.run.batches))} batches'
+            if speed
+            else ''
+        )
+    lines['held by'] = _held_by(status)
+    lines['last save'] = _last_save(status)
+    if status.lag:
+        lines['bucket'] = _lag(status.lag, status.now)
+    lines['stops'] = _stops(status)
+    if status.goodput is not None:
+        until = 'now' if status.owner else 'the last sign of life'
+        lines['goodput'] = (
+            f'{status.goodput:.1%}: time in batches that count, over the time from the first start to {until}'
+        )
+    if (eta := status.eta_seconds) is not None:
+        at = f', {status.now + timedelta(seconds=eta):%Y-%m-%d %H:%M} UTC' if status.owner else ', once it is started'
+        lines['to the end'] = f'about {duration_text(eta)} at this speed and goodput{at}'
+    lines['if started now'] = status.next_start + (
+        '. Sizes were compared here; a start compares hashes' if status.checkpoint and not status.owner else ''
+    )
+    return lines
+
+
+def to_json(status: Status) -> dict[str, Any]:
+    """The status as JSON types; ages in seconds, ``None`` for what is not known.
+
+    Args:
+        status (Status): What was found.
+    """
+    last, owner, lag = status.last, status.owner, status.lag
+    saved = status.checkpoint
+    return {
+        'run_name': status.run.name,
+        'run_folder': str(status.run.folder),
+        'state': status.state,
+        'stopped_because': status.reason if status.state == 'stopped' else None,
+        'stage': last.stage if last else None,
+        'batch': status.batch,
+        'batches': status.planned_batches or None,
+        'tokens': last.tokens if last else 0,
+        'planned_tokens': status.planned_tokens or None,
+        'loss': last.loss if last and last.loss == last.loss else None,  # NaN is no JSON
+        'lr': last.lr if last and last.lr == last.lr else None,
+        'tokens_per_second': status.tokens_per_second,
+        'process': {'pid': owner.pid, 'host': owner.host, 'since': owner.since} if owner else None,
+        'last_batch_age_seconds': _age(status, status.last_batch_at),
+        'last_sign_age_seconds': _age(status, status.last_sign_at),
+        'checkpoint': {'name': saved.name, 'batch': saved.batch, 'bytes': saved.bytes} if saved else None,
+        'checkpoint_age_seconds': _age(status, status.saved_at),
+        'bucket': {
+            'newest': lag.newest,
+            'uploaded_age_seconds': _age(status, lag.uploaded_at),
+            'waiting_checkpoints': lag.waiting,
+            'waiting_bytes': lag.waiting_bytes,
+            'failure': lag.failure.fields if lag.failure else None,
+        }
+        if lag
+        else None,
+        'stops': dict(Counter(stop.kind for stop in status.stops)),
+        'lost_batches': sum(stop.lost_batches or 0 for stop in status.stops),
+        'goodput': status.goodput,
+        'eta_seconds': status.eta_seconds,
+        'if_started_now': status.next_start,
+    }
+
+
+def duration_text(seconds: float) -> str:
+    """A time as people say it: ``12 s``, ``14 min``, ``6.2 h``, ``3.4 days``."""
+    if seconds < 99.5:
+        return f'{seconds:.0f} s'
+    if seconds < 99.5 * 60:
+        return f'{seconds / 60:.0f} min'
+    return f'{seconds / 3600:.1f} h' if seconds < 72 * 3600 else f'{seconds / 86400:.1f} days'
+
+
+def size_text(size: int) -> str:
+    """Bytes with three digits and a unit."""
+    for unit, count in (('TB', 10**12), ('GB', 10**9), ('MB', 10**6), ('kB', 10**3)):
+        if size >= count:
+            return f'{size / count:.3g} {unit}'
+    return f'{size} bytes'
+
+
+def _held_by(status: Status) -> str:
+    quiet = _age(status, status.last_batch_at)
+    said = 'no batch yet' if quiet is None else f'last batch {duration_text(quiet)} ago'
+    if status.owner is None:
+        return f'nobody; {said}'
+    since = ''
+    if status.owner.since is not None:
+        since = f', since {duration_text(max(0.0, status.now.timestamp() - status.owner.since))} ago'
+    silent = _age(status, status.last_sign_at)
+    if silent is not None and silent > QUIET_SECONDS:
+        return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}'
+    return f'{status.owner}{since}; {said}'
+
+
+def _last_save(status: Status) -> str:
+    saved, age = status.checkpoint, _age(status, status.saved_at)
+    if saved is None:
+        return 'none'
+    where = 'disk and bucket' if status.lag and status.lag.newest == saved.name else 'disk'
+    return f'{saved.name}, {size_text(saved.bytes)}, {"" if age is None else f"{duration_text(age)} ago, "}on {where}'
+
+
+def _lag(lag: Lag, now: datetime) -> str:
+    when = f', uploaded {duration_text((now - lag.uploaded_at).total_seconds())} ago' if lag.uploaded_at else ''
+    text = f'newest there is {lag.newest}{when}' if lag.newest else 'no checkpoint is there yet'
+    if lag.waiting:
+        text += f'; {lag.waiting} newer on the disk only, {size_text(lag.waiting_bytes)}'
+    if lag.failure:
+        text += f'. The last upload failed: {lag.failure.fields.get("reason", "no reason given")}'
+    return text
+
+
+def _stops(status: Status) -> str:
+    if not status.stops:
+        return 'none'
+    kinds = ', '.join(f'{count} {kind}' for kind, count in Counter(stop.kind for stop in status.stops).items())
+    lost = sum(stop.lost_batches or 0 for stop in status.stops)
+    return f'{len(status.stops)} ({kinds}), {lost:,} batches repeated'
+
+
+def _age(status: Status, when: datetime | None) -> float | None:
+    return None if when is None else max(0.0, (status.now - when).total_seconds())
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,223 @@
+"""Where a run is now, how it has fared, and what would happen if it were started: from its files alone, within a second."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rewarm.report.checkpoints import Saved, find_saved
+from rewarm.report.interruptions import Interruption, interruptions
+from rewarm.report.owner import Owner, find_owner
+from rewarm.report.run_folder import Batch, Event, Run, read_run
+from rewarm.report.starts import Start, find_starts
+
+__all__ = ['Lag', 'Status', 'find_status']
+
+RECENT_BATCHES = 100
+"""Speed is the median of the last so many batches."""
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the bucket is behind the disk."""
+
+    newest: str | None
+    """The newest checkpoint in the bucket, by name."""
+    uploaded_at: datetime | None
+    waiting: int
+    """Newer checkpoints, on the disk only."""
+    waiting_bytes: int
+    failure: Event | None
+    """The last failed upload, if none has succeeded since."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at a glance."""
+
+    run: Run
+    now: datetime
+    planned_batches: int
+    planned_tokens: int
+    last: Batch | None
+    """The newest batch."""
+    tokens_per_second: float | None
+    """Median of the last batches."""
+    owner: Owner | None
+    last_batch_at: datetime | None
+    last_sign_at: datetime | None
+    """The newest batch or event."""
+    checkpoint: Saved | None
+    """The newest one that can be whole."""
+    saved_at: datetime | None
+    lag: Lag | None
+    """``None`` if nothing was ever uploaded, or tried."""
+    stops: tuple[Interruption, ...]
+    goodput: float | None
+    """Time in batches that count, over the time from the first start until now, or the last sign of life if nobody runs."""
+    ending: Event | None
+    """Why the newest process ended; ``None`` if it left no word, or is there."""
+    finished: bool
+    next_start: str
+    """What would happen if it were started now."""
+
+    @property
+    def batch(self) -> int:
+        """Batches behind the run."""
+        return self.last.batch if self.last else 0
+
+    @property
+    def state(self) -> str:
+        """``running``, ``finished``, ``stopped`` or ``not started``."""
+        if self.owner:
+            return 'running'
+        if self.finished:
+            return 'finished'
+        return 'stopped' if self.run.events or self.last else 'not started'
+
+    @property
+    def reason(self) -> str:
+        """Why a stopped run stopped, as far as it said."""
+        if self.ending is None:
+            return 'killed without a word, or its machine is gone'
+        return f'{self.ending.event.replace("_", " ")}: {self.ending.fields.get("signal") or self.ending.fields.get("rank")}'
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Wall-clock time to the end at the speed and goodput so far, from now or from the next start."""
+        left = self.planned_tokens - (self.last.tokens if self.last else 0)
+        if self.finished or left <= 0 or not self.tokens_per_second or not self.goodput:
+            return None
+        return left / self.tokens_per_second / self.goodput
+
+
+def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
+    """Looks at a run folder; the run may be going on, and nothing is touched.
+
+    Args:
+        folder (str | Path): The run folder.
+        now (datetime | None): The time to count ages from. Default: the clock's.
+
+    Returns:
+        Status: As of ``now``.
+
+    Raises:
+        UserError: If it is no run folder.
+    """
+    run = read_run(folder, last_batches=RECENT_BATCHES)
+    owner = find_owner(run.folder)
+    now = now or datetime.now(UTC)
+    metrics = run.folder / 'metrics.jsonl'
+    last = run.batches[-1] if run.batches else None
+    last_batch_at = (last.time or datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if last else None
+    times = [event.time for event in run.events if event.time is not None]
+    signs = times if last_batch_at is None else [*times, last_batch_at]
+    last_sign_at = max(signs) if signs else None
+    starts = [start for start in find_starts(run.events) if not start.idle]
+    stages = [stage for stage in run.plan.get('stages') or () if isinstance(stage, dict)]
+    planned = sum(int(stage.get('batches') or 0) for stage in stages)
+    saved = find_saved(run.folder)
+    whole = next((each for each in saved if each.problem is None and not each.set_aside), None)
+    finished = whole is not None and 0 < planned <= whole.batch
+    speeds = [line.tokens_per_second for line in run.batches[-RECENT_BATCHES:] if math.isfinite(line.tokens_per_second)]
+    return Status(
+        run=run,
+        now=now,
+        planned_batches=planned,
+        planned_tokens=sum(int(stage.get('tokens') or 0) for stage in stages),
+        last=last,
+        tokens_per_second=statistics.median(speeds) if speeds else None,
+        owner=owner,
+        last_batch_at=last_batch_at,
+        last_sign_at=last_sign_at,
+        checkpoint=whole,
+        saved_at=_saved_at(run, whole),
+        lag=_find_lag(run.events),
+        stops=tuple(interruptions(run.events)),
+        goodput=_goodput(starts, metrics, now if owner else last_sign_at),
+        ending=starts[-1].ending if starts else None,
+        finished=finished,
+        next_start=_next_start(owner, saved, finished=finished, batch=last.batch if last else 0),
+    )
+
+
+def _next_start(owner: Owner | None, saved: Sequence[Saved], *, finished: bool, batch: int) -> str:
+    if owner is not None:
+        killed = _without_owner(saved, finished=finished, batch=batch)
+        return f'it would refuse, since {owner} holds the run folder. Killed now and started again, {killed}'
+    return _without_owner(saved, finished=finished, batch=batch)
+
+
+def _without_owner(saved: Sequence[Saved], *, finished: bool, batch: int) -> str:
+    """What a start would do; it takes checkpoints as :func:`rewarm.resume.checkpoint.find_newest_valid` does."""
+    if finished:
+        return 'it would do nothing: the run is finished. Append a stage to its run file to go on'
+    damaged = ''
+    for each in saved:
+        if each.set_aside:
+            continue
+        if each.problem is None:
+            repeated = f', repeating {batch - each.batch:,} batches' if batch > each.batch else ''
+            return f'it would {damaged}go on from {each.name}{repeated}'
+        damaged += f'set {each.name} aside ({each.problem}) and '
+    if saved:
+        reasons = '; '.join(f'{each.name}: {each.problem or "was set aside earlier"}' for each in saved)
+        return f'it would refuse: there are checkpoints and none is whole ({reasons}). Bring back a good copy of one'
+    return 'it would begin at the beginning' + (f', repeating {batch:,} batches' if batch else '')
+
+
+def _saved_at(run: Run, saved: Saved | None) -> datetime | None:
+    if saved is None:
+        return None
+    for event in reversed(run.events):
+        if event.event == 'save' and _name(event) == saved.name and event.time is not None:
+            return event.time
+    return datetime.fromtimestamp((run.folder / 'checkpoints' / saved.name).stat().st_mtime, UTC)
+
+
+def _find_lag(events: Sequence[Event]) -> Lag | None:
+    uploads = [event for event in events if event.event in ('upload', 'upload_failed')]
+    if not uploads:
+        return None
+    done = [event for event in uploads if event.event == 'upload' and _name(event)]
+    newest = max(done, key=lambda event: _name(event) or '', default=None)
+    deleted = {_name(event) for event in events if event.event == 'delete'}
+    known = {_name(event) for event in done} | deleted
+    sizes = {_name(event): event.fields.get('bytes') for event in events if event.event == 'save'}
+    behind = [size for name, size in sizes.items() if name and name not in known]
+    return Lag(
+        newest=_name(newest) if newest else None,
+        uploaded_at=newest.time if newest else None,
+        waiting=len(behind),
+        waiting_bytes=sum(size for size in behind if isinstance(size, int)),
+        failure=uploads[-1] if uploads[-1].event == 'upload_failed' else None,
+    )
+
+
+def _name(event: Event) -> str | None:
+    """The checkpoint that an event is about; uploads are of other files too."""
+    found = re.search(r'\bba\d{8}\b', str(event.fields.get('path', '')))
+    return found[0] if found else None
+
+
+def _goodput(starts: Sequence[Start], metrics: Path, until: datetime | None) -> float | None:
+    """As :attr:`rewarm.report.timeline.Timeline.goodput`, without parsing hundreds of thousands of lines."""
+    began = min((start.began for start in starts if start.began is not None), default=None)
+    if began is None or until is None or not metrics.is_file():
+        return None
+    text = metrics.read_bytes()
+    trained = sum(map(float, re.findall(rb'"seconds": ([0-9.e+-]+)', text)))
+    trained -= sum(map(float, re.findall(rb'"seconds": ([0-9.e+-]+)[^\n]*"skipped": true', text)))
+    waited = sum(
+        (after.began - before.last).total_seconds()
+        for before, after in itertools.pairwise(starts)
+        if before.end == 'finished' and before.last is not None and after.began is not None
+    )
+    wall = (until - began).total_seconds() - waited
+    return min(1.0, trained / wall) if wall > 0 else None

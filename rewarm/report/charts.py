@@ -1,25 +1,18 @@
-"""The page's charts as plotly figures, written as plain dictionaries of JSON types.
-
-Colours are names of CSS variables of the page (``--old``), which the page's script replaces by their values, so that
-one figure serves light and dark. Nothing here imports plotly: the page carries its script, which draws them.
-"""
+"""The page's charts of losses and rates, over the tokens of a run."""
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from rewarm.report.forgetting import Arm, Curve, pareto_front
 from rewarm.report.interruptions import interruptions
+from rewarm.report.plots import Figure, escape_label, finite_span, panels, scatter, set_range
 from rewarm.report.run_folder import Batch, Run
 from rewarm.report.summary import role_of
 
 __all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
-
-Figure = dict[str, Any]
 
 MAX_POINTS = 500
 """Points of a training curve in one stage; more batches than this share a point (mean, lowest and highest)."""
@@ -55,8 +48,8 @@ def validation_figure(run: Run) -> Figure:
         same_role = [key for key in keys[:index] if key[1] == role]
         traces.append(
             {
-                **_line([*points], [points[tokens].loss for tokens in points]),
-                'name': f'{_escape(name)} ({"old" if role == "upstream" else "new"})',
+                **scatter([*points], [points[tokens].loss for tokens in points]),
+                'name': f'{escape_label(name)} ({"old" if role == "upstream" else "new"})',
                 'mode': 'lines+markers' if len(points) <= MAX_MARKS else 'lines',
                 'line': {'color': _set_colour(role), 'width': 2, 'dash': SET_DASHES[len(same_role) % 4]},
                 'marker': {
@@ -69,13 +62,13 @@ def validation_figure(run: Run) -> Figure:
         )
     x, y = _rate(run.batches)
     traces.append(_rate_trace(x, y, 'learning rate', '--ink', None))
-    layout = _layout(height=520, rows=(('validation loss', 0.36, 1.0), ('learning rate', 0.0, 0.28)))
+    layout = panels(height=520, rows=(('validation loss', 0.36, 1.0), ('learning rate', 0.0, 0.28)))
     layout['shapes'], layout['annotations'] = _stage_marks(run)
-    _set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
+    set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
     untrained = run.stages[0].name if run.from_scratch and run.stages else None
     after = UNTRAINED_SHARE * run.stages[0].planned_tokens if untrained else 0
     telling = [line.loss for line in run.evaluations if line.stage != untrained or line.stage_tokens >= after]
-    _set_range(layout['yaxis'], telling)
+    set_range(layout['yaxis'], telling)
     traces += _stop_marks(run, layout)
     return {'data': traces, 'layout': layout}
 
@@ -89,22 +82,22 @@ def training_figure(run: Run) -> Figure:
         losses = [[line.loss for line in bucket if math.isfinite(line.loss)] or [math.nan] for bucket in buckets]
         if any(len(bucket) > 1 for bucket in buckets):
             band = {'mode': 'lines', 'line': {'width': 0, 'color': '--band'}, 'showlegend': False, 'hoverinfo': 'skip'}
-            traces.append({**_line(x, [min(values) for values in losses]), **band})
+            traces.append({**scatter(x, [min(values) for values in losses]), **band})
             fill = {'fill': 'tonexty', 'fillcolor': '--band'}
-            traces.append({**_line(x, [max(values) for values in losses]), **band, **fill})
+            traces.append({**scatter(x, [max(values) for values in losses]), **band, **fill})
         traces.append(
             {
-                **_line(x, [sum(values) / len(values) for values in losses]),
+                **scatter(x, [sum(values) / len(values) for values in losses]),
                 'name': 'training loss',
                 'mode': 'lines',
                 'line': {'color': '--ink', 'width': 1.3},
                 'showlegend': False,
-                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens<extra>' + _escape(stage.name) + '</extra>',
+                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens<extra>' + escape_label(stage.name) + '</extra>',
                 'legendgroup': str(number),
             },
         )
-    layout = _layout(height=300, rows=(('training loss', 0.0, 1.0),))
-    _set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
+    layout = panels(height=300, rows=(('training loss', 0.0, 1.0),))
+    set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
     layout['shapes'], layout['annotations'] = _stage_marks(run)
     return {'data': traces, 'layout': layout}
 
@@ -116,7 +109,7 @@ def comparison_figure(arms: Sequence[Arm]) -> Figure:
         colour, dash, _ = _arm_style(arm, index)
         style = {
             'mode': 'lines',
-            'name': _escape(arm.name),
+            'name': escape_label(arm.name),
             'legendgroup': str(index),
             'line': {'color': colour, 'width': 2, 'dash': dash},
             'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
@@ -128,14 +121,14 @@ def comparison_figure(arms: Sequence[Arm]) -> Figure:
                 shown = True
         x, y = _rate([line for line in arm.run.batches if line.stage == arm.stage.name])
         start = arm.stage.start_tokens
-        rate = _rate_trace([tokens - start for tokens in x], y, _escape(arm.name), colour, dash, axis='y3')
+        rate = _rate_trace([tokens - start for tokens in x], y, escape_label(arm.name), colour, dash, axis='y3')
         traces.append({**rate, 'legendgroup': str(index)})
     rows = (('loss on old data', 0.64, 1.0), ('loss on new data', 0.25, 0.59), ('learning rate', 0.0, 0.18))
-    layout = _layout(height=760, rows=rows, x_title='tokens since the last stage began')
+    layout = panels(height=760, rows=rows, x_title='tokens since the last stage began')
     for axis, curves in (('yaxis', [arm.old_curve for arm in arms]), ('yaxis2', [arm.new_curve for arm in arms])):
         values = [loss for arm, curve in zip(arms, curves, strict=True) for loss in _telling(arm, curve)]
-        _set_range(layout[axis], values)
-    _set_range(layout['xaxis'], [0, *(arm.stage.done_tokens for arm in arms)], margin=0.01)
+        set_range(layout[axis], values)
+    set_range(layout['xaxis'], [0, *(arm.stage.done_tokens for arm in arms)], margin=0.01)
     return {'data': traces, 'layout': layout}
 
 
@@ -150,7 +143,7 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
     front = pareto_front(points)
     traces: list[Figure] = [
         {
-            **_line([points[i][0] for i in front], [points[i][1] for i in front]),
+            **scatter([points[i][0] for i in front], [points[i][1] for i in front]),
             'mode': 'lines',
             'line': {'color': '--faint', 'width': 1.5, 'dash': 'dot'},
             'hoverinfo': 'skip',
@@ -161,12 +154,12 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
         colour, _, mark = _arm_style(arm, index)
         traces.append(
             {
-                **_line([old], [new]),
+                **scatter([old], [new]),
                 'mode': 'markers+text',
-                'name': _escape(arm.name),
-                'text': [_escape(arm.name)],
+                'name': escape_label(arm.name),
+                'text': [escape_label(arm.name)],
                 # Towards the middle, so that no name is cut at an edge.
-                'textposition': 'top left' if 2 * old > sum(_span([x for x, _ in points])) else 'top right',
+                'textposition': 'top left' if 2 * old > sum(finite_span([x for x, _ in points])) else 'top right',
                 'cliponaxis': False,
                 'textfont': {'color': colour},
                 'marker': {'size': 11, 'color': colour, 'symbol': mark},
@@ -174,23 +167,19 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
                 'showlegend': False,
             },
         )
-    layout = _layout(
+    layout = panels(
         height=420, rows=(('loss on new data at the end', 0.0, 1.0),), x_title='loss on old data at the end'
     )
     for axis, values in (('xaxis', [x for x, _ in points]), ('yaxis', [y for _, y in points])):
         layout[axis].update(exponentformat='none', tickformat='.2f')
-        _set_range(layout[axis], values, margin=0.15)
+        set_range(layout[axis], values, margin=0.15)
     layout['hovermode'] = 'closest'
     layout['margin']['t'] = 20
     return {'data': traces, 'layout': layout}
 
 
-def _line(x: Sequence[float], y: Sequence[float]) -> Figure:
-    return {'type': 'scatter', 'x': list(x), 'y': [value if math.isfinite(value) else None for value in y]}
-
-
 def _curve_line(curve: Curve) -> Figure:
-    return _line([tokens for tokens, _ in curve], [loss for _, loss in curve])
+    return scatter([tokens for tokens, _ in curve], [loss for _, loss in curve])
 
 
 def _telling(arm: Arm, curve: Curve) -> list[float]:
@@ -200,22 +189,9 @@ def _telling(arm: Arm, curve: Curve) -> list[float]:
     return [loss for tokens, loss in curve if tokens >= after and math.isfinite(loss)]
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    return min(finite), max(finite)
-
-
-def _set_range(axis: Figure, values: Sequence[float], margin: float = 0.05) -> None:
-    """Fits an axis to the finite values, with a margin as a share of their spread."""
-    if any(map(math.isfinite, values)):
-        low, high = _span(values)
-        space = margin * (high - low) or 0.05
-        axis['range'] = [low - space, high + space]
-
-
 def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:
     return {
-        **_line(x, y),
+        **scatter(x, y),
         'mode': 'lines',
         'name': name,
         'yaxis': axis,
@@ -269,7 +245,7 @@ def _stage_marks(run: Run) -> tuple[list[Figure], list[Figure]]:
             )
         names.append(
             {
-                'text': _escape(stage.name),
+                'text': escape_label(stage.name),
                 'x': stage.start_tokens,
                 'y': 1,
                 'xref': 'x',
@@ -311,7 +287,7 @@ def _stop_marks(run: Run, layout: Figure) -> list[Figure]:
         texts.append(f'{stop.kind}, went on at batch {stop.batch}<br>{idle} stood still{again}')
     return [
         {
-            **_line([stop.tokens or 0 for stop in stops], [top * 1.1] * len(stops)),
+            **scatter([stop.tokens or 0 for stop in stops], [top * 1.1] * len(stops)),
             'mode': 'markers',
             'name': 'stopped and resumed',
             'yaxis': 'y2',
@@ -320,47 +296,3 @@ def _stop_marks(run: Run, layout: Figure) -> list[Figure]:
             'hovertemplate': '%{text}<extra></extra>',
         },
     ]
-
-
-def _layout(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: str = 'tokens') -> Figure:
-    """A quiet layout of stacked panels over one x axis; ``rows`` are (title, bottom, top) from the top down."""
-    grid = {'gridcolor': '--grid', 'zeroline': False, 'linecolor': '--faint', 'showline': True, 'ticks': 'outside'}
-    grid |= {'tickcolor': '--faint', 'exponentformat': 'B', 'automargin': True}
-    layout: Figure = {
-        'height': height,
-        'margin': {'l': 56, 'r': 12, 't': 44, 'b': 44},
-        'paper_bgcolor': 'rgba(0,0,0,0)',
-        'plot_bgcolor': 'rgba(0,0,0,0)',
-        'font': {
-            'family': 'system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif',
-            'size': 13,
-            'color': '--ink',
-        },
-        'hovermode': 'x unified' if len(rows) < 3 else 'closest',
-        'hoverlabel': {'bgcolor': '--paper', 'bordercolor': '--faint', 'font': {'color': '--ink'}},
-        'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom', 'xanchor': 'left', 'yref': 'container'},
-        'uirevision': 'keep',
-        'modebar': {'bgcolor': 'rgba(0,0,0,0)', 'color': '--faint', 'activecolor': '--ink'},
-        'xaxis': {
-            **grid,
-            'title': {'text': x_title, 'font': {'size': 13}},
-            'anchor': f'y{len(rows) if len(rows) > 1 else ""}',
-        },
-    }
-    layout['legend'] |= {'yanchor': 'top', 'bgcolor': 'rgba(0,0,0,0)'}
-    for number, (title, bottom, top) in enumerate(rows, start=1):
-        name = '' if number == 1 else str(number)
-        layout[f'yaxis{name}'] = {
-            **grid,
-            'domain': [bottom, top],
-            'title': {'text': title, 'font': {'size': 13}},
-            'anchor': 'x',
-        }
-        if title == 'learning rate':
-            layout[f'yaxis{name}'] |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
-    return layout
-
-
-def _escape(text: str) -> str:
-    """Text from a file for a label: plotly reads some HTML in labels."""
-    return html.escape(text, quote=False)

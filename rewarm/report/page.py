@@ -15,6 +15,8 @@ from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, read_runs
 from rewarm.report.summary import TIE, find_arms, findings, role_of
 from rewarm.report.tables import escape, tokens_text
+from rewarm.report.timeline import find_timeline
+from rewarm.report.timeline_chart import timeline_figure
 
 __all__ = ['write_page']
 
@@ -169,6 +171,7 @@ class _Page:
                     f'Training loss, ending at {run.batches[-1].loss:.3f}',
                 ),
             )
+        parts += self._timeline(run, level)
         parts.append(f'<{level}>What ran</{level}>')
         parts.append(self._table(tables.stages_table, run) if run.stages else '')
         parts.append(self._table(tables.interruptions_table, run) if interruptions(run.events) else '')
@@ -179,6 +182,22 @@ class _Page:
             )
         parts.append('</section>')
         return '\n'.join(parts)
+
+    def _timeline(self, run: Run, level: str) -> list[str]:
+        timeline = find_timeline(run)
+        if not timeline.wall_seconds:
+            return []
+        stops = len(interruptions(run.events))
+        return [
+            f'<{level}>Where the time went</{level}>',
+            self._figure(
+                timeline_figure(run, timeline),
+                'The run against the clock. Dotted lines are batches that were lost with a process and done again; under '
+                'them the share of all time so far that went into batches that count; at the bottom what happened when.',
+                f'Goodput {100 * (timeline.goodput or 0):.1f} % in {stops} interruptions',
+            ),
+            self._table(tables.time_table, run),
+        ]
 
     def _figure(self, figure: charts.Figure, caption: str, spoken: str) -> str:
         number = len(self.figures) + 1

@@ -82,7 +82,9 @@ def status_lines(status: Status) -> dict[str, str]:
         at = f', {status.now + timedelta(seconds=eta):%Y-%m-%d %H:%M} UTC' if status.owner else ', once it is started'
         lines['to the end'] = f'about {duration_text(eta)} at this speed and goodput{at}'
     lines['if started now'] = status.next_start + (
-        '. Sizes were compared here; a start compares hashes' if status.checkpoint and not status.owner else ''
+        '. Sizes were compared here; a start compares hashes'
+        if status.checkpoint and not status.owner and not status.finished
+        else ''
     )
     return lines
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from rewarm.report.forgetting import Arm, SetOutcome, set_outcomes
 from rewarm.report.interruptions import interruptions, throughput
 from rewarm.report.run_folder import Run, Stage
+from rewarm.report.timeline import KINDS, find_timeline
 
 __all__ = [
     'arms_table',
@@ -17,6 +18,7 @@ __all__ = [
     'interruptions_table',
     'stage_outcomes_table',
     'stages_table',
+    'time_table',
     'tokens_text',
 ]
 
@@ -116,6 +118,25 @@ def interruptions_table(run: Run, number: int) -> str:
     return _table(number, caption, head, [('', rows)])
 
 
+def time_table(run: Run, number: int) -> str:
+    """Where the wall-clock time went; the shares add up to all of it."""
+    timeline = find_timeline(run)
+    wall = timeline.wall_seconds
+    rows = [
+        (name, _duration(seconds), f'{100 * seconds / wall:.1f} %')
+        for kind, name in KINDS.items()
+        if (seconds := timeline.seconds[kind]) or kind in ('training', 'repeating', 'saving')
+    ]
+    rows.append(('all, from the first start to the last sign of life', _duration(wall), '100.0 %'))
+    caption = (
+        'Where the time went. The goodput is the share of batches that count'
+        + (', of the time in which the run was not finished' if timeline.seconds['waiting'] else '')
+        + f': {100 * (timeline.goodput or 0):.1f} %. The time of batches that were lost with a process is their count '
+        'times the median time of a batch.'
+    )
+    return _table(number, caption, ('What', 'Time', 'Share'), [('', rows)])
+
+
 def facts(run: Run) -> str:
     """What ran where and how fast, as a list of definitions."""
     model = run.config.get('model')
@@ -133,8 +154,6 @@ def facts(run: Run) -> str:
         ('Machine', ', '.join(f'{key.replace("_", " ")} {value}' for key, value in scalars.items())),
         ('Evaluated', ', '.join(f'{name}: {count:,} tokens each time' for name, count in sorted(evaluated))),
         ('Throughput', f'{speed.tokens_per_second:,.0f} tokens/s (median batch)' if speed.tokens_per_second else ''),
-        ('Time in batches', _duration(speed.training_seconds) if speed.training_seconds else ''),
-        ('From first to last event', _duration(speed.wall_seconds) if speed.wall_seconds else ''),
         (
             'Saving',
             f'{speed.saves} checkpoints, {_duration(speed.stall_seconds)} standing still' if speed.saves else '',

@@ -14,6 +14,7 @@ from rewarm.config.errors import UserError
 from rewarm.report.figure import write_figure
 from rewarm.report.page import write_page
 from rewarm.report.tables import tokens_text
+from tests.report.story import Story
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = [
@@ -86,6 +87,21 @@ def test_what_ran_and_what_was_lost(make_run, tmp_path):
     assert 'run_name: demo-rewarm' in page.text
     for term in ('Forgetting', 'Recovery', 'Adaptation', 'Rise', 'Re-warming'):
         assert f'{term}:' in page.text
+
+
+def test_where_the_time_went_adds_up_on_the_page(tmp_path):
+    story = Story(tmp_path / 'run')
+    story.start().evaluate().train(299).save().train(50).kill().start().train(99).preempt(90).start().train(50).save()
+    page = Page(written([story.write()], tmp_path))
+    head = page.rows.index(['What', 'Time', 'Share'])
+    rows = {row[0]: row[1:] for row in page.rows[head + 1 :][:7]}
+    assert list(rows)[-1].startswith('all, from the first start')
+    shares = [float(share.removesuffix(' %')) for _, share in rows.values()]
+    assert sum(shares[:-1]) == pytest.approx(shares[-1], abs=0.3)  # each is rounded to 0.1
+    assert shares[-1] == 100
+    assert rows['training batches that count'][0] == '7.5 min'
+    assert shares[0] == pytest.approx(100 * 451 / sum(story.truth.values()), abs=0.2)
+    assert 'The goodput is the share of batches that count' in page.text
 
 
 def test_runs_are_compared_from_the_start_of_their_last_stage(make_run, tmp_path):
@@ -208,7 +224,7 @@ def test_a_real_browser_draws_every_chart(make_run, tmp_path, scheme):
     dom = result.stdout
     assert f'data-drawn="{scheme}"' in dom
     count = len(figures(path.read_text()))
-    assert count == 12
+    assert count == 17
     assert dom.count('class="plot-container') == count
     for number in range(1, count + 1):
         drawn = dom.split(f'id="figure-{number}"')[1].split('</figure>')[0]

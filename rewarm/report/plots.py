@@ -1,0 +1,79 @@
+"""What the page's charts have in common: plotly figures, written as plain dictionaries of JSON types.
+
+Colours are names of CSS variables of the page (``--old``), which the page's script replaces by their values, so that
+one figure serves light and dark. Nothing here imports plotly: the page carries its script, which draws them.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ['Figure', 'escape_label', 'finite_span', 'panels', 'scatter', 'set_range']
+
+Figure = dict[str, Any]
+
+
+def scatter(x: Sequence[Any], y: Sequence[float]) -> Figure:
+    """A trace of points; numbers that are not finite are gaps."""
+    return {'type': 'scatter', 'x': list(x), 'y': [value if math.isfinite(value) else None for value in y]}
+
+
+def finite_span(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest of the finite values; zeros without any."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    return min(finite), max(finite)
+
+
+def set_range(axis: Figure, values: Sequence[float], margin: float = 0.05) -> None:
+    """Fits an axis to the finite values, with a margin as a share of their spread."""
+    if any(map(math.isfinite, values)):
+        low, high = finite_span(values)
+        space = margin * (high - low) or 0.05
+        axis['range'] = [low - space, high + space]
+
+
+def panels(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: str = 'tokens') -> Figure:
+    """A quiet layout of stacked panels over one x axis; ``rows`` are (title, bottom, top) from the top down."""
+    grid = {'gridcolor': '--grid', 'zeroline': False, 'linecolor': '--faint', 'showline': True, 'ticks': 'outside'}
+    grid |= {'tickcolor': '--faint', 'exponentformat': 'B', 'automargin': True}
+    layout: Figure = {
+        'height': height,
+        'margin': {'l': 56, 'r': 12, 't': 44, 'b': 44},
+        'paper_bgcolor': 'rgba(0,0,0,0)',
+        'plot_bgcolor': 'rgba(0,0,0,0)',
+        'font': {
+            'family': 'system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif',
+            'size': 13,
+            'color': '--ink',
+        },
+        'hovermode': 'x unified' if len(rows) < 3 else 'closest',
+        'hoverlabel': {'bgcolor': '--paper', 'bordercolor': '--faint', 'font': {'color': '--ink'}},
+        'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom', 'xanchor': 'left', 'yref': 'container'},
+        'uirevision': 'keep',
+        'modebar': {'bgcolor': 'rgba(0,0,0,0)', 'color': '--faint', 'activecolor': '--ink'},
+        'xaxis': {
+            **grid,
+            'title': {'text': x_title, 'font': {'size': 13}},
+            'anchor': f'y{len(rows) if len(rows) > 1 else ""}',
+        },
+    }
+    layout['legend'] |= {'yanchor': 'top', 'bgcolor': 'rgba(0,0,0,0)'}
+    for number, (title, bottom, top) in enumerate(rows, start=1):
+        name = '' if number == 1 else str(number)
+        layout[f'yaxis{name}'] = {
+            **grid,
+            'domain': [bottom, top],
+            'title': {'text': title, 'font': {'size': 13}},
+            'anchor': 'x',
+        }
+        if title == 'learning rate':
+            layout[f'yaxis{name}'] |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
+    return layout
+
+
+def escape_label(text: str) -> str:
+    """Text from a file for a label: plotly reads some HTML in labels."""
+    return html.escape(text, quote=False)

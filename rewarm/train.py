@@ -4,62 +4,72 @@ Position is the only state besides tensors: the number of batches behind the run
 data and the seeds. So every start does the same: find the newest whole checkpoint, see which stages remain, go on.
 """
 
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer import Evaluator, Time, TimeUnit, Trainer
+from composer.devices import Device
 from composer.utils import dist, get_device
 
-from rewarm.config.errors import UserError
+from rewarm.build import build_model
 from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
-from rewarm.model.attention import attention_named, choose_backend
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
-from rewarm.model.ops import choose_ops
 from rewarm.model.optimizer import build_optimizer
-from rewarm.model.pythia import Pythia, init_weights
-from rewarm.model.weights import load_hf
 from rewarm.report.first_batch import FirstBatch
-from rewarm.report.metrics import EvalRecords, TrainRecords, cut_back, lacks_evaluation, sync_records
+from rewarm.report.metrics import (
+    EvalRecords,
+    TrainRecords,
+    cut_back,
+    lacks_evaluation,
+    recent_losses,
+    sync_records,
+)
 from rewarm.report.records import Events
-from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, open_checkpoint, remove_leftovers, retain
+from rewarm.resume.checkpoint import Checkpoint, open_checkpoint
 from rewarm.resume.checkpointing import Checkpointing
-from rewarm.resume.lock import run_lock
+from rewarm.resume.heartbeat import Heartbeat
+from rewarm.resume.notice import NoticeWatcher
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
 from rewarm.resume.saving import BackgroundSaver
-from rewarm.resume.state import (
-    Restore,
-    RunState,
-    describe_run,
-    previous_lr,
-    refuse_changes,
-    timestamp_at,
-)
+from rewarm.resume.spike_guard import RollBack, SpikeGuard
+from rewarm.resume.spikes import WINDOW, SpikePolicy
+from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
+from rewarm.resume.store import RunStore, working_folder
+from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
-from rewarm.start import announce, load_loggers, on_rank_zero, write_start_files
+from rewarm.start import announce, load_loggers, on_each_node, on_rank_zero, write_start_files
 
-__all__ = ['build_model', 'run']
+__all__ = ['run']
 
 
 @dataclass
-class Run:
-    """What stays the same through all stages of one start."""
+class Start:
+    """What one start of a run works with, to its end."""
 
     config: RunConfig
-    plan: Plan
-    folder: Path
-    model: PythiaForTraining
-    optimizer: torch.optim.Optimizer
+    device: Device
+    store: RunStore
     events: Events
     stop: StopRequest
-    saver: BackgroundSaver
+    watchdog: Watchdog
     first_batch: FirstBatch
+
+
+@dataclass
+class Training:
+    """What is trained from one checkpoint on, through all stages that remain."""
+
+    plan: Plan
+    model: PythiaForTraining
+    optimizer: torch.optim.Optimizer
+    saver: BackgroundSaver
 
 
 def run(config: RunConfig) -> int:
@@ -69,73 +79,110 @@ def run(config: RunConfig) -> int:
         config (RunConfig): The run file.
 
     Returns:
-        int: Exit code, the same on every rank: 0 finished (also if it already was), 75 preempted, start it again.
+        int: Exit code, the same on every rank: 0 finished (also if it already was), 75 start it again: the run was told
+            to go, a rank is gone or hangs, or the bucket is behind.
 
     Raises:
-        UserError: If the settings, the data, the tokenizer or the run folder do not allow it; on every rank.
+        UserError: If the settings, the data, the tokenizer, the disk or the bucket do not allow it; on every rank.
     """
     device = get_device(None)
     dist.initialize_dist(device)  # before the first dataset, or Streaming makes a process group of its own
-    if config.run_folder.startswith('s3://'):
-        raise UserError(
-            f'run_folder: {config.run_folder}: buckets are not supported in this version; write a local folder'
-        )
-    folder = Path(config.run_folder)
-    root = folder / 'checkpoints'
     stop = StopRequest(config.preemption.signals, config.preemption.grace_period.seconds)
     stop.install()  # after `import composer`, which takes the signals for itself
-
+    folder = working_folder(config)
+    events = Events(folder, active=dist.get_global_rank() == 0)
+    store = RunStore(folder, config, record=events.record, say=announce)
+    watchdog = Watchdog(
+        rank=dist.get_global_rank(),
+        world_size=dist.get_world_size(),
+        timeout_seconds=config.preemption.hang_timeout.seconds,
+        agree=on_rank_zero,
+        record=events.record,
+        folder=folder,
+    )
+    notices = NoticeWatcher(config.preemption.notice, config.preemption.notice_url, stop.on_notice, announce)
     with ExitStack() as stack:
-        events = Events(folder, active=dist.get_global_rank() == 0)
-        newest = on_rank_zero(lambda: _open_folder(stack, folder, root, events))
+        on_rank_zero(lambda: stack.enter_context(store.held()))
+        stack.enter_context(watchdog)
+        stack.callback(notices.close)
+        on_each_node(notices.start)
         if dist.get_local_rank() == 0:
             sweep_shared_memory()
         dist.barrier()
+        this = Start(config, device, store, events, stop, watchdog, FirstBatch(events, announce))
+        while True:
+            try:
+                return _go_on(this)
+            except RollBack as back:
+                events.record('rollback', batch=back.batch, reason=back.reason)
+                announce(f'{back}. Back to the newest checkpoint.')
+            except Exception as error:
+                cause = watchdog.explain(error)  # a peer that is gone shows here as a broken connection
+                if cause is None:
+                    raise
+                return cause.exit_code
 
-        saved = None if newest is None else Checkpoint.trusted(Path(newest))
-        plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
-        state = _run_state(config, saved)
-        on_rank_zero(lambda: refuse_changes(saved, config, plan))
-        lost = on_rank_zero(lambda: cut_back(folder, state.batch))
-        on_rank_zero(lambda: write_start_files(folder, config, plan, device))
-        stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
-        if not stages and on_rank_zero(lambda: lacks_evaluation(folder, config, plan.stages[-1], state.batch)):
-            stages = [plan.stages[-1]]  # told to go in its last batch: nothing is evaluated in a grace period
-        stage_now = stages[0].name if stages else plan.stages[-1].name
-        events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
-        events.record('run_start', world_size=dist.get_world_size())
-        if saved is not None:
-            events.record('resume', **{'from': saved.path.name}, lost_batches=lost)
-        if not stages:
-            announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
-            return 0
 
-        model = build_model(config, device, initialise=state.checkpoint is None)
-        optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
-        saver = BackgroundSaver(
-            root,
-            model=model.pythia,
-            optimizer=optimizer,
-            before_publishing=lambda: sync_records(folder),
-            after_publishing=lambda path, record: _after_saving(root, config, plan, events, record),
-        )
-        stack.callback(saver.close)
-        this = Run(config, plan, folder, model, optimizer, events, stop, saver, FirstBatch(events, announce))
+def _go_on(this: Start) -> int:
+    """Goes on from the newest checkpoint, stage by stage, to the end or until the run is told to go."""
+    config, store, events = this.config, this.store, this.events
+    saved, where = on_rank_zero(store.newest) or (None, '')
+    plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
+    on_rank_zero(lambda: refuse_changes(saved, config, plan))
+    on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages}))
+    on_each_node(lambda: store.bring(saved))
+    state = _run_state(config, saved)
+    lost = on_rank_zero(lambda: cut_back(store.folder, state.batch))
+    on_rank_zero(lambda: write_start_files(store.folder, config, plan, this.device))
+    stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
+    if not stages and on_rank_zero(lambda: lacks_evaluation(store.folder, config, plan.stages[-1], state.batch)):
+        stages = [plan.stages[-1]]  # told to go in its last batch: nothing is evaluated in a grace period
+    stage_now = stages[0].name if stages else plan.stages[-1].name
+    events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
+    events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname())
+    if saved is not None:
+        events.record('resume', **{'from': saved.path.name}, where=where, lost_batches=lost)
+    if not stages:
+        announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
+        return _finish(this)
+
+    model = build_model(config, this.device, initialise=state.checkpoint is None)
+    optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
+    saver = BackgroundSaver(
+        store.checkpoints,
+        model=model.pythia,
+        optimizer=optimizer,
+        before_publishing=lambda: sync_records(store.folder),
+        after_publishing=store.after_saving,
+        other_failure=store.failure,
+    )
+    training = Training(plan, model, optimizer, saver)
+    with closing(saver):
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
-            state = _train_stage(this, stage, state, device)
-            if stop.agreed:
-                events.record('preempted', signal=stop.agreed)
+            state = _train_stage(this, training, stage, state)
+            if this.stop.agreed:
+                events.record('preempted', signal=this.stop.agreed)
                 announce(f'Saved at batch {state.batch:,}. Start the same command again to go on.')
+                on_rank_zero(lambda: store.flush(this.stop.seconds_left))
                 return EXIT_PREEMPTED
-        events.record('finished')
-        announce(f'{config.run_name} is finished: {plan.batches:,} batches, {plan.tokens:,} tokens.')
-    return 0
+    events.record('finished')
+    announce(f'{config.run_name} is finished: {plan.batches:,} batches, {plan.tokens:,} tokens.')
+    return _finish(this)
 
 
-def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> RunState:
+def _finish(this: Start) -> int:
+    """Waits for the bucket, if the run is in one: a run is done when it could be taken up anywhere."""
+    if on_rank_zero(this.store.flush):
+        return 0
+    announce('The bucket does not have all of it yet. Start the same command again: it sends the rest.')
+    return EXIT_PREEMPTED
+
+
+def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunState) -> RunState:
     """Trains one stage from where it is, to its end or until the run is told to go; returns where that is."""
-    config, plan, events = this.config, this.plan, this.events
+    config, events, folder = this.config, this.events, this.store.folder
+    plan, model = training.plan, training.model
     stage_config = config.stages[stage.index]
     previous = plan.stages[stage.index - 1] if stage.index else None
     train = build_train_loader(
@@ -147,18 +194,34 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
     evals = {each.name: build_eval_loader(each, config=config) for each in config.eval.sets}
     state.enter(stage, train.fingerprint)
 
-    clip = ClipGradients(this.model.pythia, config.max_grad_norm)
+    clip = ClipGradients(model.pythia, config.max_grad_norm)
     rewarm = Rewarm(
         stage,
         hyperparameters=Hyperparameters(config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay),
         record=events.record_once,
     )
-    restore = Restore(
-        state, timestamp=timestamp_at(state.batch, stage, plan), model=this.model.pythia, seed=config.seed
+    guard = SpikeGuard(
+        SpikePolicy(
+            **config.spikes.model_dump(),
+            history=on_rank_zero(lambda: recent_losses(folder, stage.name, WINDOW)),
+            rollbacks=on_rank_zero(lambda: events.batches_of('rollback')),
+        ),
+        grad_norm=lambda: clip.norm_on_device,
+        tokens_per_batch=plan.tokens_per_batch,
+        events=events,
+        announce=announce,
     )
-    train_records = TrainRecords(this.folder, stage=stage, plan=plan, order=train.mix, grad_norm=lambda: clip.norm)
+    restore = Restore(state, timestamp=timestamp_at(state.batch, stage, plan), model=model.pythia, seed=config.seed)
+    train_records = TrainRecords(
+        folder,
+        stage=stage,
+        plan=plan,
+        order=train.mix,
+        grad_norm=lambda: clip.norm,
+        skipped=lambda: guard.skipped,
+    )
     eval_records = EvalRecords(
-        this.folder,
+        folder,
         stage=stage,
         previous=previous,
         plan=plan,
@@ -166,7 +229,7 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         stopping=lambda: this.stop.agreed is not None,
     )
     checkpointing = Checkpointing(
-        this.saver,
+        training.saver,
         stage=stage,
         plan=plan,
         describe=lambda now: describe_run(config, plan, state, now, rewarm),
@@ -178,16 +241,16 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
 
     trainer = Trainer(
         run_name=config.run_name,
-        model=this.model,
-        optimizers=this.optimizer,
+        model=model,
+        optimizers=training.optimizer,
         train_dataloader=train.spec,
         eval_dataloader=[Evaluator(label=name, dataloader=each.spec) for name, each in evals.items()] or None,
         eval_interval=eval_records.due,
         max_duration=Time(stage.end_tokens, TimeUnit.TOKEN),  # counted from the run's start
-        algorithms=[clip, rewarm, restore],  # last first at AFTER_LOAD: the stage begins on restored tensors
-        callbacks=[eval_records, checkpointing, train_records, this.first_batch],
+        algorithms=[guard, clip, rewarm, restore],  # last first at AFTER events: a stage begins on restored tensors
+        callbacks=[Heartbeat(this.watchdog.progress), eval_records, checkpointing, train_records, this.first_batch],
         loggers=load_loggers(config, f'{stage.name}-ba{state.batch:08d}'),
-        device=device,
+        device=this.device,
         device_train_microbatch_size=config.device_train_microbatch_size,
         precision='fp32',  # the model itself computes in bf16 where asked to
         seed=config.seed,
@@ -198,28 +261,26 @@ def _train_stage(this: Run, stage: StagePlan, state: RunState, device: Any) -> R
         load_path=None,
         autoresume=False,
     )
+    rolled_back = None
     if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
         trainer.eval()
         eval_records.write(state.batch)
-    if state.batch < stage.end_batch:
-        trainer.fit()
+    try:
+        if state.batch < stage.end_batch:
+            trainer.fit()
+    except RollBack as back:  # on every rank, so that all of them clear up
+        training.saver.finish()
+        rolled_back = back
     after = RunState(
         batch=int(trainer.state.timestamp.batch), algorithms={'Rewarm': rewarm.state_dict()}, stages=state.stages
     )
     trainer.close()
     release([train.dataset, *(each.dataset for each in evals.values())])
+    if rolled_back is not None:
+        raise rolled_back
     if after.batch == stage.end_batch:
         events.record_once('stage_end')
     return after
-
-
-def _open_folder(stack: ExitStack, folder: Path, root: Path, events: Events) -> str | None:
-    """Takes the run folder for this run, clears what a kill left, and names the newest whole checkpoint."""
-    root.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(run_lock(folder))
-    remove_leftovers(root)
-    found = find_newest_valid(root, events.record)
-    return None if found is None else str(found.path)
 
 
 def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
@@ -232,53 +293,6 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
         carried = {**origin.state['algorithms']['Rewarm'], 'stage': None}
         return RunState(0, {'Rewarm': carried}, origin)
     return RunState()
-
-
-def _after_saving(root: Path, config: RunConfig, plan: Plan, events: Events, record: dict[str, Any]) -> None:
-    """Records a checkpoint and makes room for the next; on rank 0's saving thread."""
-    events.record('save', **record)
-    stage_ends = {stage.end_batch for stage in plan.stages}
-    for gone in retain(root, keep=config.checkpoints.keep, stage_ends=stage_ends):
-        events.record('delete', path=str(gone))
-
-
-def build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaForTraining:
-    """Builds the model, says what computes it, and gives it its first weights unless a checkpoint will.
-
-    Args:
-        config (RunConfig): The run file.
-        device (Any): Composer's device.
-        initialise (bool): Whether to set the weights that ``init_from`` names; NaN until a checkpoint is loaded otherwise.
-
-    Returns:
-        PythiaForTraining: On the device.
-
-    Raises:
-        UserError: If kernels, an attention or weights are asked for that cannot be had here.
-    """
-    dtype = torch.bfloat16 if config.precision == 'bf16' else torch.float32
-    shape = config.model.shape
-    where = torch.device(device.name if device.name != 'gpu' else 'cuda')
-    heads = shape.num_attention_heads
-    work = (config.device_train_microbatch_size, heads, config.max_seq_len, shape.hidden_size // heads)
-    # Times differ between ranks, and kernels in their rounding: one rank chooses for all.
-    choice = on_rank_zero(lambda: choose_backend(config.model.attention, where, shape=work, dtype=dtype))
-    attention = attention_named(choice)
-    ops = choose_ops(config.model.kernels.choices, where, attention)
-    announce(
-        f'Operations: {ops.description}{", layers compiled" if config.model.compile else ""}. '
-        f'Attention: {attention.description}. Computing in {config.precision}.'
-    )
-    pythia = Pythia(shape, gelu=config.model.gelu, compute_dtype=dtype, ops=ops)
-    if config.model.compile:
-        pythia.compile_layers()
-    if initialise and config.model.init_from == 'scratch':
-        init_weights(pythia, config.seed)
-    elif initialise:
-        imported = load_hf(pythia, config.model.init_from.removeprefix('hf:'))
-        for note in imported.notes:
-            announce(note)
-    return PythiaForTraining(pythia.to(where))
 
 
 def _where(state: RunState, saved: Checkpoint | None) -> str:

@@ -113,6 +113,7 @@ class BackgroundSaver:
         before_publishing (Callable): Flushes the run's records: no checkpoint is newer than the metrics that lead to it.
         after_publishing (Callable[[Path, dict], None]): Called on rank 0's thread with the folder and what ``save``
             records of it.
+        other_failure (Callable): What else in the background makes saving pointless; a UserError, or None.
     """
 
     def __init__(
@@ -123,12 +124,14 @@ class BackgroundSaver:
         optimizer: Optimizer,
         before_publishing: Callable[[], object],
         after_publishing: Callable[[Path, dict[str, Any]], None],
+        other_failure: Callable[[], BaseException | None] = lambda: None,
     ) -> None:
         self.root = root
         self.model = model
         self.optimizer = optimizer
         self.before_publishing = before_publishing
         self.after_publishing = after_publishing
+        self.other_failure = other_failure
         self._rank = dist.get_global_rank()
         writers = int(_from_rank_zero(dist.get_local_world_size()))
         self._threads = ThreadPoolExecutor(1, thread_name_prefix='save')
@@ -163,7 +166,7 @@ class BackgroundSaver:
         for work in (self._writing, self._publishing):
             if work is not None and work.done() and work.exception() is not None:
                 return work.exception()
-        return None
+        return self.other_failure()
 
     def begin(self, position: Mapping[str, Any], state: Mapping[str, Any], *, wait: bool = False) -> None:
         """Copies this rank's share and leaves the rest to the thread; a save that is in flight is waited for first.
@@ -222,12 +225,11 @@ class BackgroundSaver:
             UserError: If it was the disk.
             RuntimeError: If it was anything else.
         """
-        failures = dist.all_gather_object(_describe_failure(self.failure))
-        for rank, failure in enumerate(failures):
+        where = f'saving a checkpoint in {self.root} failed on rank {self._rank}'
+        for failure in dist.all_gather_object(_describe_failure(self.failure, where)):
             if failure is not None:
-                by_disk, text = failure
-                text = f'saving a checkpoint in {self.root} failed on rank {rank}: {text}'
-                raise (UserError(f'{text}. {self._advice()}') if by_disk else RuntimeError(text)) from self.failure
+                kind, text = failure
+                raise kind(text) from self.failure
 
     def close(self) -> None:
         """Ends the threads; waits for what they are at."""
@@ -264,17 +266,20 @@ class BackgroundSaver:
             },
         )
 
-    def _advice(self) -> str:
-        return (
-            'Free space there, or lower `checkpoints.keep`, and start the same command again: '
-            'it goes on from the newest whole checkpoint'
-        )
 
-
-def _describe_failure(error: BaseException | None) -> tuple[bool, str] | None:
+def _describe_failure(error: BaseException | None, where: str) -> tuple[type[Exception], str] | None:
+    """What every rank raises for it; an exception itself may not travel."""
     if error is None:
         return None
-    return isinstance(error, OSError), f'{error.__class__.__name__}: {error}'
+    if isinstance(error, UserError):
+        return UserError, str(error)
+    text = f'{where}: {error.__class__.__name__}: {error}'
+    if isinstance(error, OSError):
+        return UserError, (
+            f'{text}. Free space there, or lower `checkpoints.keep`, and start the same command again: '
+            'it goes on from the newest whole checkpoint'
+        )
+    return RuntimeError, text
 
 
 def _done() -> Future[None]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +33,8 @@ _REFUSED = {
     'InvalidAccessKeyId', 'SignatureDoesNotMatch', 'AccessDenied', 'InvalidToken', 'ExpiredToken', '401', '403',
 }  # fmt: skip
 _REGION = {'PermanentRedirect', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException', '301'}
-_CANNOT_LIST = {'AccessDenied', '403', 'NotImplemented', 'MethodNotAllowed', '405', '501'}
+# Of listing broken-off uploads: it is not allowed, not known, or (rclone) there are none.
+_NONE_LISTED = {'AccessDenied', '403', 'NotImplemented', 'MethodNotAllowed', '405', '501', 'NoSuchUpload'}
 
 
 @functools.cache
@@ -151,27 +152,41 @@ class S3Bucket(Bucket):
 
     def _send_parts(self, path: Path, url: str, size: int, part_bytes: int) -> None:
         bucket, key = split_url(url)
+        where = {'Bucket': bucket, 'Key': key}
         with path.open('rb') as file, self._in_words(url):
-            where = {'Bucket': bucket, 'Key': key}
-            before = [each['UploadId'] for each in self._unfinished(url) if each['Key'] == key]
-            there = self._parts(where, before[-1]) if before else {}
-            upload = before[-1] if before else self._client.create_multipart_upload(**where)['UploadId']
+
+            def part(number: int) -> bytes:
+                begin = (number - 1) * part_bytes
+                return _slice(file, begin, max(0, min(part_bytes, size - begin)))
+
+            upload, there = self._go_on(url, where, lambda number: _md5(part(number))[0])
 
             def send(number: int) -> dict[str, Any]:
                 self._refuse_if_closed(url)
-                data = _part(file, (number - 1) * part_bytes, min(part_bytes, size - (number - 1) * part_bytes))
-                tag, md5 = _md5(data)
-                if there.get(number) != (len(data), tag):
+                tag = there.get(number)
+                if tag is None:
+                    data = part(number)
                     numbered = {**where, 'UploadId': upload, 'PartNumber': number}
-                    tag = self._client.upload_part(**numbered, Body=io.BytesIO(data), ContentMD5=md5)['ETag']
+                    reply = self._client.upload_part(**numbered, Body=io.BytesIO(data), ContentMD5=_md5(data)[1])
                     self._count(len(data))
+                    tag = reply['ETag']
                 return {'PartNumber': number, 'ETag': tag}
 
             parts = in_parallel(send, range(1, -(-size // part_bytes) + 1), UPLOAD_THREADS)
             self._client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={'Parts': parts})
 
+    def _go_on(self, url: str, where: dict[str, str], md5: Callable[[int], str]) -> tuple[str, dict[int, str]]:
+        """An upload that broke off, if all its parts are of this file, with their ETags; otherwise a new one."""
+        for upload in [each['UploadId'] for each in self._unfinished(url) if each['Key'] == where['Key']]:
+            pages = self._client.get_paginator('list_parts').paginate(**where, UploadId=upload)
+            there = {part['PartNumber']: part['ETag'].strip('"') for page in pages for part in page.get('Parts', ())}
+            if all(tag == md5(number) for number, tag in there.items()):
+                return upload, there
+            self._client.abort_multipart_upload(**where, UploadId=upload)
+        return self._client.create_multipart_upload(**where)['UploadId'], {}
+
     def _unfinished(self, url: str) -> Sequence[dict[str, Any]]:
-        """Broken-off uploads at or under ``url``, the latest last; none where the store does not list them."""
+        """Broken-off uploads at or under ``url``, the latest first; none where the store does not list them."""
         from botocore.exceptions import ClientError
 
         bucket, key = split_url(url)
@@ -181,15 +196,10 @@ class S3Bucket(Bucket):
                 for page in self._client.get_paginator('list_multipart_uploads').paginate(Bucket=bucket, Prefix=key):
                     found += page.get('Uploads', ())
             except ClientError as error:
-                if error.response['Error']['Code'] not in _CANNOT_LIST:
+                if error.response['Error']['Code'] not in _NONE_LISTED:
                     raise
         ours = [each for each in found if each['Key'] == key or each['Key'].startswith(f'{key}/')]
-        return sorted(ours, key=lambda each: each['Initiated'])
-
-    def _parts(self, where: dict[str, str], upload: str) -> dict[int, tuple[int, str]]:
-        pages = self._client.get_paginator('list_parts').paginate(**where, UploadId=upload)
-        parts = [part for page in pages for part in page.get('Parts', ())]
-        return {part['PartNumber']: (part['Size'], part['ETag'].strip('"')) for part in parts}
+        return sorted(ours, key=lambda each: each['Initiated'], reverse=True)
 
     def _head(self, url: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
@@ -233,7 +243,7 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
         exceptions.ResponseStreamingError, exceptions.IncompleteReadError,
     )  # fmt: skip
     kind: type[BucketError] = BucketError
-    if code == 'RequestTimeTooSkewed':
+    if code == 'RequestTimeTooSkewed' or 'difference between the request time' in str(error):  # rclone: AccessDenied
         words = 'the clock of this machine is off by more than the server allows; set it (chrony, ntpd)'
     elif code == 'NoSuchBucket':
         words = f'there is no bucket {bucket} at {endpoint}; make it, or write the right one'
@@ -250,7 +260,7 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
     return kind(f'{url}: {words}. {_KEYS}')
 
 
-def _part(file: BinaryIO, begin: int, size: int) -> bytes:
+def _slice(file: BinaryIO, begin: int, size: int) -> bytes:
     data = os.pread(file.fileno(), size, begin)
     if len(data) != size:
         raise OSError(f'{file.name} was cut while it was uploaded')

@@ -1,0 +1,245 @@
+"""Two real servers: objects come back as they went, what was sent is not sent again, and errors are words."""
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rewarm.buckets import s3
+from rewarm.buckets.bucket import open_bucket, split_url
+from rewarm.buckets.errors import BucketError, Damaged, Unreachable
+from rewarm.config.errors import UserError
+from tests.buckets.servers import BUCKET, free_port
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of 5 MiB, the smallest that S3 allows, so that a file of 20 MiB has several."""
+    monkeypatch.setattr(s3, 'SINGLE_BYTES', 6 * MIB)
+    monkeypatch.setattr(s3, 'PART_BYTES', 5 * MIB)
+
+
+def file_of(path, size, seed=0):
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def body(server, key):
+    return server.client().get_object(Bucket=BUCKET, Key=key)['Body'].read()
+
+
+def test_objects_come_back_as_they_went(server, tmp_path):
+    bucket = open_bucket('s3://data')
+    bucket.write('s3://data/run/a', b'hello')
+    bucket.write('s3://data/run/b/c', b'')
+    bucket.write('s3://data/run-2/a', b'a sibling')
+    assert body(server, 'run/a') == b'hello'
+    assert [entry[:2] for entry in bucket.list('s3://data/run')] == [('a', 5), ('b/c', 0)]
+    assert bucket.read('s3://data/run/a') == b'hello'
+    assert bucket.read('s3://data/run/none') is None
+    found = bucket.find('s3://data/run/a')
+    assert found is not None
+    assert bucket.read_range('s3://data/run/a', 1, 3, found.version) == b'el'
+    assert bucket.find('s3://data/run') is None
+    bucket.delete('s3://data/run/a')
+    bucket.delete('s3://data/run/a')
+    assert [entry.name for entry in bucket.list('s3://data/run')] == ['b/c']
+
+
+@pytest.mark.parametrize('size', [0, 1, 5 * MIB, 6 * MIB + 1, 21 * MIB])
+def test_a_file_of_any_size_goes_up_and_comes_back(server, tmp_path, small_parts, size):
+    path, bucket = file_of(tmp_path / 'f', size), open_bucket('s3://data')
+    bucket.upload(path, 's3://data/f', sha256(path))
+    assert body(server, 'f') == path.read_bytes()
+    assert bucket.bytes_sent == size
+    bucket.upload(path, 's3://data/f', sha256(path))
+    assert bucket.bytes_sent == size  # it is there
+    bucket.download('s3://data/f', tmp_path / 'g', size=size, sha256=sha256(path))
+    assert (tmp_path / 'g').read_bytes() == path.read_bytes()
+    file_of(path, size, seed=1)
+    bucket.upload(path, 's3://data/f', sha256(path))
+    assert body(server, 'f') == path.read_bytes()
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from rewarm.buckets import s3
+s3.SINGLE_BYTES, s3.PART_BYTES, s3.UPLOAD_THREADS = 6 << 20, 5 << 20, 1
+bucket, count = s3.S3Bucket(), s3.S3Bucket._count
+def told(self, size):
+    count(self, size)
+    print(self.bytes_sent, flush=True)
+s3.S3Bucket._count = told
+bucket.upload(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_killed_upload_goes_on_with_the_part_it_was_at(server, tmp_path):
+    path = file_of(tmp_path / 'f', 32 * MIB)
+    command = [sys.executable, '-c', UPLOAD, str(path), 's3://data/f']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for _ in range(3):  # as many parts are there
+            sent = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+    assert sent == 15 * MIB
+    assert open_bucket('s3://data').find('s3://data/f') is None
+    again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    resent = int(again.stdout.split()[-1])
+    assert 12 * MIB <= resent <= 17 * MIB  # one more part may have arrived while it was killed
+    assert body(server, 'f') == path.read_bytes()
+    assert not server.client().list_multipart_uploads(Bucket=BUCKET).get('Uploads')
+
+
+def test_parts_of_another_content_are_not_taken(server, tmp_path, small_parts):
+    client = server.client()
+    upload = client.create_multipart_upload(Bucket=BUCKET, Key='f')['UploadId']
+    client.upload_part(Bucket=BUCKET, Key='f', UploadId=upload, PartNumber=1, Body=b'x' * 5 * MIB)
+    path, bucket = file_of(tmp_path / 'f', 12 * MIB), open_bucket('s3://data')
+    bucket.upload(path, 's3://data/f')
+    assert body(server, 'f') == path.read_bytes()
+
+
+def test_uploads_that_broke_off_can_be_forgotten(server):
+    client = server.client()
+    for key in ('run/a', 'run-2/a'):
+        client.create_multipart_upload(Bucket=BUCKET, Key=key)
+    open_bucket('s3://data').forget_uploads('s3://data/run')
+    assert [each['Key'] for each in client.list_multipart_uploads(Bucket=BUCKET)['Uploads']] == ['run-2/a']
+
+
+def test_a_server_killed_and_started_again_costs_an_error_and_no_part(server, tmp_path, small_parts, monkeypatch):
+    monkeypatch.setattr(s3, 'UPLOAD_THREADS', 1)
+    path, bucket, count = file_of(tmp_path / 'f', 32 * MIB), open_bucket('s3://data'), s3.S3Bucket._count
+
+    def kill_after_three(self, size):
+        count(self, size)
+        if self.bytes_sent == 15 * MIB:
+            server.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3.S3Bucket, '_count', kill_after_three)
+        with pytest.raises(Unreachable, match=f's3://data/f: no answer from {server.endpoint}'):
+            bucket.upload(path, 's3://data/f')
+    server.start()
+    bucket.upload(path, 's3://data/f')
+    assert body(server, 'f') == path.read_bytes()
+    # rclone keeps the list of parts in memory: all goes up again there.
+    assert bucket.bytes_sent == (32 if server.kind == 'nanio' else 47) * MIB
+
+
+def test_a_download_is_verified_and_leaves_nothing_when_it_fails(server, tmp_path):
+    bucket = open_bucket('s3://data')
+    bucket.write('s3://data/f', b'other bits')
+    for size, digest, words in ((9, None, '10 bytes instead of 9'), (10, '0' * 64, 'does not hash')):
+        with pytest.raises(Damaged, match=f's3://data/f: .*{words}'):
+            bucket.download('s3://data/f', tmp_path / 'g', size=size, sha256=digest)
+    with pytest.raises(Damaged, match='s3://data/none: is missing'):
+        bucket.download('s3://data/none', tmp_path / 'g')
+    assert [path.name for path in tmp_path.iterdir()] == ['s3']
+
+
+def test_a_good_file_is_not_downloaded_again(server, tmp_path):
+    path = file_of(tmp_path / 'f', 100)
+    before = path.stat().st_ino
+    open_bucket('s3://data').download('s3://data/none', path, size=100, sha256=sha256(path))
+    assert path.stat().st_ino == before
+
+
+def test_an_object_replaced_under_its_reader_is_an_error(server):
+    bucket = open_bucket('s3://data')
+    bucket.write('s3://data/x', b'1' * 9 * MIB)
+    ((_, size, version),) = bucket.list('s3://data/x')
+    with bucket.open('s3://data/x', size, version) as file:
+        assert file.read(10) == b'1' * 10
+        bucket.write('s3://data/x', b'2' * 9 * MIB)
+        with pytest.raises(BucketError, match='s3://data/x'):
+            file.read()
+
+
+# ---------------------------------------------------------------- what goes wrong, in words
+
+
+@pytest.fixture
+def fresh_clients(monkeypatch):
+    """Clients that read the environment anew."""
+    monkeypatch.setattr(s3, '_client', s3._client.__wrapped__)
+
+
+@pytest.mark.parametrize(
+    ('variable', 'value'), [('AWS_SECRET_ACCESS_KEY', 'wrong'), ('AWS_ACCESS_KEY_ID', 'AKOTHEROTHEROTHER12')]
+)
+def test_wrong_keys(server, monkeypatch, fresh_clients, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BucketError, match=r's3://data/x: .* does not accept the keys.*AWS variables') as caught:
+        open_bucket('s3://data').write('s3://data/x', b'1')
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_no_keys(server, monkeypatch, fresh_clients, tmp_path):
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
+    monkeypatch.setenv('AWS_SHARED_CREDENTIALS_FILE', str(tmp_path / 'none'))
+    with pytest.raises(BucketError, match=r'does not accept the keys.*Unable to locate credentials'):
+        open_bucket('s3://data').read('s3://data/x')
+
+
+@pytest.mark.parametrize(
+    'ask',
+    [
+        lambda bucket: bucket.write('s3://nowhere/x', b'1'),
+        lambda bucket: bucket.list('s3://nowhere'),
+        lambda bucket: bucket.read('s3://nowhere/x'),
+    ],
+)
+def test_a_missing_bucket(server, ask):
+    with pytest.raises(BucketError, match=f'there is no bucket nowhere at {server.endpoint}; make it'):
+        ask(open_bucket('s3://nowhere'))
+
+
+def test_a_wrong_clock(server, monkeypatch):
+    import botocore.auth
+    from botocore.compat import get_current_datetime
+
+    def late(*args, **kwargs):
+        return get_current_datetime(*args, **kwargs).replace(year=2020)
+
+    monkeypatch.setattr(botocore.auth, 'get_current_datetime', late)
+    with pytest.raises(BucketError, match=r'clock of this machine is off.*set it'):
+        open_bucket('s3://data').write('s3://data/x', b'1')
+
+
+def test_no_server(monkeypatch, fresh_clients):
+    monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{free_port()}')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'x')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'x')
+    with pytest.raises(Unreachable, match=r's3://data/x: no answer from http://127.0.0.1:\d+ .*S3_ENDPOINT_URL'):
+        open_bucket('s3://data').read('s3://data/x')
+
+
+def test_an_endpoint_that_is_no_url(monkeypatch, fresh_clients):
+    monkeypatch.setenv('S3_ENDPOINT_URL', 'myserver')
+    with pytest.raises(UserError, match='S3_ENDPOINT_URL: Invalid endpoint: myserver; write it as http://host:port'):
+        open_bucket('s3://data')
+
+
+def test_urls():
+    assert split_url('s3://bucket/a/b/') == ('bucket', 'a/b')
+    assert split_url('az://container') == ('container', '')
+    with pytest.raises(UserError, match='names no bucket; write gs://bucket/prefix'):
+        split_url('gs:///x')
+    with pytest.raises(UserError, match='http://x/y: no bucket; write s3://bucket/prefix, gs://'):
+        open_bucket('http://x/y')

@@ -1,0 +1,148 @@
+"""Brings a run's newest whole checkpoint, and the records that lead to it, from a bucket to a disk that lacks them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rewarm.buckets.errors import Damaged
+from rewarm.config.errors import UserError
+from rewarm.resume.archive import Archive, put_in_place
+from rewarm.resume.checkpoint import MANIFEST_FILE, NAME, problems
+
+__all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch']
+
+RECORDS = ('metrics.jsonl', 'evals.jsonl')
+EVENTS = 'events.jsonl'
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The checkpoint that is in place."""
+
+    name: str
+    """Its folder's name."""
+    where: Literal['disk', 'bucket']
+    """Where it was."""
+
+
+def fetch(
+    archive: Archive,
+    folder: Path,
+    *,
+    record: Callable[..., None],
+    say: Callable[[str], None],
+    wanted: str | None = None,
+) -> Fetched | None:
+    """Puts the newest whole checkpoint of disk and bucket in place, with its records.
+
+    Records come from where the checkpoint comes from, so that they are whole up to its position: a local checkpoint
+    appears after its records are flushed, a bucket's manifest after they are uploaded, and here they arrive before the
+    checkpoint gets its name. Events tell of machines and not of the position; both copies are joined.
+
+    Args:
+        archive (Archive): The bucket's checkpoints.
+        folder (Path): The local run folder.
+        record (Callable): Called as ``record('fallback', path=..., reason=..., instead=...)`` for each damaged one.
+        say (Callable): Tells the user something.
+        wanted (str | None): The only checkpoint that will do, as it is in the bucket. Default: the newest.
+
+    Returns:
+        Fetched | None: None where none was ever finished.
+
+    Raises:
+        UserError: If there are checkpoints and none is whole, or the disk is full.
+        BucketError: If the bucket cannot be read.
+    """
+    root = folder / 'checkpoints'
+    wrong: dict[str, str] = {}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _join_events(archive, folder)
+        local = {path.name for path in root.glob('ba*') if NAME.fullmatch(path.name)}
+        remote = set(archive.names())
+        for name in [wanted] if wanted else sorted(local | remote, reverse=True):
+            if name in local and (found := _why_not(archive, root / name, exactly=wanted is not None)):
+                wrong[str(root / name)] = found
+            elif name in local:
+                _fetch_records(archive, folder, missing_only=True)
+                return _done(Fetched(name, 'disk'), wrong, record, root)
+            if name in remote:
+                say(f'Fetching {name} from {archive.url} ...')
+                try:
+                    draft = archive.download(name, root)
+                except Damaged as error:
+                    wrong[f'{archive.url}/{name}'] = str(error)
+                    continue
+                _fetch_records(archive, folder)
+                put_in_place(draft, root, name)
+                return _done(Fetched(name, 'bucket'), wrong, record, root)
+    except OSError as error:
+        raise UserError(
+            f'{root}: a checkpoint cannot be stored here ({error.strerror or error}). '
+            'Free space, or set TMPDIR to a folder on a larger disk'
+        ) from error
+    if wanted and not wrong:
+        raise UserError(f'{archive.url}/{wanted}: is not in the bucket, and this machine needs it')
+    if wrong:
+        raise UserError(
+            f'{archive.url} has checkpoints and none of them is whole, so the run does not start over by itself.\n'
+            + ''.join(f'  {path}: {reason}\n' for path, reason in wrong.items())
+            + 'Bring back a good copy of one of them, or write another `run_folder` to start from the beginning.'
+        )
+    return None
+
+
+def _why_not(archive: Archive, path: Path, *, exactly: bool) -> str:
+    """Why a local checkpoint will not do, in words; empty if it will."""
+    if exactly and archive.bucket.read(f'{archive.url}/{path.name}/{MANIFEST_FILE}') != _read(path / MANIFEST_FILE):
+        return 'is not the one in the bucket'
+    return '; '.join(problems(path))
+
+
+def _done(fetched: Fetched, wrong: dict[str, str], record: Callable[..., None], root: Path) -> Fetched:
+    for path, reason in wrong.items():
+        # Newer local ones that are damaged are set aside, and recorded, where the run looks for its newest.
+        if path == str(root / fetched.name) or not path.startswith(str(root)):
+            record('fallback', path=path, reason=reason, instead=f'{fetched.name} ({fetched.where})')
+    return fetched
+
+
+def _fetch_records(archive: Archive, folder: Path, *, missing_only: bool = False) -> None:
+    top = archive.url.rpartition('/')[0]
+    for name in RECORDS:
+        if not (missing_only and (folder / name).exists()) and archive.bucket.find(f'{top}/{name}') is not None:
+            archive.bucket.download(f'{top}/{name}', folder / name)
+
+
+def _join_events(archive: Archive, folder: Path) -> None:
+    """Adds the bucket's events to the local ones: after what both begin with, in the order of their times."""
+    theirs = _lines(archive.bucket.read(f'{archive.url.rpartition("/")[0]}/{EVENTS}'))
+    path = folder / EVENTS
+    ours = _lines(_read(path))
+    same = next((n for n, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    if same == len(theirs):
+        return
+    tails = ours[same:] + theirs[same:]
+    if same < len(ours):
+        tails.sort(key=lambda line: str(json.loads(line).get('time', '')))
+    part = path.with_name(path.name + '.part')
+    part.write_bytes(b''.join(line + b'\n' for line in [*ours[:same], *dict.fromkeys(tails)]))
+    part.replace(path)
+
+
+def _lines(data: bytes | None) -> list[bytes]:
+    """Whole lines; one that a kill has torn is left out."""
+    found: list[bytes] = []
+    for line in (data or b'').split(b'\n'):
+        try:
+            if isinstance(json.loads(line), dict):
+                found.append(line)
+        except ValueError:
+            continue
+    return found
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

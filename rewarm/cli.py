@@ -305,8 +305,10 @@ def doctor() -> None:
 
     import torch
 
+    from rewarm.config.shapes import MODEL_SHAPES
     from rewarm.model.attention import choose_attention
     from rewarm.model.ops import FUSED_OPS, choose_ops
+    from rewarm.model.trial import try_ops
     from rewarm.start import VERSIONS_OF, version_of
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -316,9 +318,12 @@ def doctor() -> None:
     named = torch.cuda.get_device_name() if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
     print(f'{"device":20} {device.type}, {named}')
     attention = choose_attention('auto', device, dtype=dtype)
+    size = MODEL_SHAPES['pythia-410m' if device.type == 'cuda' else 'pythia-14m']  # interpreted kernels are slow
     for kernels in ('auto', 'triton', 'torch'):
+        choices = dict.fromkeys(FUSED_OPS, kernels)
         try:
-            chosen = choose_ops(dict.fromkeys(FUSED_OPS, kernels), device, attention).description
+            faults = try_ops(choices, device, attention, shape=size, gelu='tanh', dtype=dtype)
+            chosen = choose_ops(choices, device, attention, faults).description
         except UserError as error:
             chosen = f'no: {error}'
         print(f'{"kernels, " + kernels:20} {chosen}')

@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend
 from rewarm.config.errors import UserError
 
 __all__ = [
+    'ERROR_FLOOR',
     'Attention',
     'Choice',
     'attention_named',
@@ -44,6 +45,8 @@ __all__ = [
     'choose_attention',
     'choose_backend',
     'fastest_backend',
+    'first_line',
+    'row_error',
     'scaled_dot_product',
 ]
 
@@ -56,7 +59,7 @@ _REMEDIES = {
 }
 _DISTRIBUTIONS = ('flash-attn-3', 'flash-attn-4')
 
-_FLOOR = {torch.float32: 1e-4, torch.bfloat16: 8e-3}
+ERROR_FLOOR = {torch.float32: 1e-4, torch.bfloat16: 8e-3}
 """Errors that are never held against a kernel, relative to a row. Of bf16, two roundings. Of fp32, what rounding makes of
 the first rows' gradients, whose terms cancel; a row that is missing is 1 off."""
 _SMALL_ROW = 0.1
@@ -322,11 +325,11 @@ class _Trials:
             if each.load is not None:
                 each.load()
         except Exception as error:  # a package may fail to load in any way
-            return _Trial(out=f'cannot be imported here ({_first_line(error)})')
+            return _Trial(out=f'cannot be imported here ({first_line(error)})')
         try:
             return self._run(backend)
         except Exception as error:  # nor is it said what a kernel raises
-            return _Trial(out=f'does not run here ({_first_line(error)})')
+            return _Trial(out=f'does not run here ({first_line(error)})')
         finally:
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
@@ -341,7 +344,7 @@ class _Trials:
         first = call()
         for at, truth, bounds in self._truths:
             for result, want, bound in zip(first, truth, bounds, strict=True):
-                error = _row_error(result[at], want)
+                error = row_error(result[at], want)
                 if not error <= bound:
                     return _Trial(out=f'gives wrong numbers here (relative error {error:.2g}, bound {bound:.2g})')
         repeats = all(torch.equal(x, again) for x, again in zip(first, call(), strict=True))
@@ -367,7 +370,7 @@ class _Trials:
             one_head = [x[at] for x in self._inputs]
             truth = _by_definition(*(x.double() for x in one_head))
             same = _by_definition(*one_head)
-            bounds = [2 * _row_error(x, want) + _FLOOR[self.dtype] for x, want in zip(same, truth, strict=True)]
+            bounds = [2 * row_error(x, want) + ERROR_FLOOR[self.dtype] for x, want in zip(same, truth, strict=True)]
             found.append((at, truth, bounds))
         return found
 
@@ -380,8 +383,13 @@ def _by_definition(q_TK: Tensor, k_TK: Tensor, v_TK: Tensor, dout_TK: Tensor) ->
     return out.detach(), *torch.autograd.grad(out, leaves, dout_TK)
 
 
-def _row_error(x_TK: Tensor, truth_TK: Tensor) -> float:
-    """The largest relative error of a row; not a number if there is one."""
+def row_error(x_TK: Tensor, truth_TK: Tensor) -> float:
+    """The largest relative error of a row; not a number if one of them is none.
+
+    Args:
+        x_TK (Tensor): ``(..., K)``.
+        truth_TK (Tensor): ``(..., K)``, fp64.
+    """
     size = truth_TK.norm(dim=-1)
     difference = (x_TK.double() - truth_TK).norm(dim=-1)
     return (difference / size.clamp(min=max(_SMALL_ROW * size.mean().item(), 0.01))).max().item()
@@ -411,7 +419,8 @@ def _what_was_measured(trial: _Trial) -> str:
     return f'{trial.milliseconds:.3g} ms' + ('' if trial.repeats else ', not the same bits each time')
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a sentence."""
     return (str(error).partition('\n')[0] or type(error).__name__).removesuffix('.')
 
 
@@ -471,7 +480,7 @@ def _read_cache(path: Path) -> tuple[dict[str, dict[str, _Trial]], str]:
     except FileNotFoundError:
         return {}, ''
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return {}, f'{path} could not be read and was ignored ({type(error).__name__}: {_first_line(error)})'
+        return {}, f'{path} could not be read and was ignored ({type(error).__name__}: {first_line(error)})'
 
 
 def _write_cache(path: Path, kept: dict[str, dict[str, _Trial]]) -> str:
@@ -487,5 +496,5 @@ def _write_cache(path: Path, kept: dict[str, dict[str, _Trial]]) -> str:
             file.write(text)
         os.replace(temporary, path)
     except OSError as error:
-        return f'The measurement could not be kept in {path} ({_first_line(error)})'
+        return f'The measurement could not be kept in {path} ({first_line(error)})'
     return ''

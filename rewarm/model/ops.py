@@ -1,6 +1,7 @@
 """The operations of the model behind one door, :class:`Ops`: plain PyTorch or fused Triton kernels.
 
-Which implementation runs is decided once, by :func:`choose_ops`, and its description is logged. The cuts between
+Which implementation runs is decided once, by :func:`choose_ops`, and its description is logged; before that,
+:func:`rewarm.model.trial.try_ops` tries the kernels that would run. The cuts between
 operations are where fusion saves bytes: the residual sum with both LayerNorms, the packed queries, keys and values
 (projected, rotated in place and attended to), the MLP, and the vocabulary projection with its loss. Each fused
 operation has its definition in plain PyTorch beside it in ``rewarm_kernels``; where no kernels run, the definitions do.
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from rewarm.config.errors import UserError
 from rewarm.model.attention import Attention, scaled_dot_product
 
-__all__ = ['IGNORED_LABEL', 'TORCH_OPS', 'Ops', 'choose_ops', 'rotary_tables']
+__all__ = ['IGNORED_LABEL', 'TORCH_OPS', 'Ops', 'choose_ops', 'rotary_tables', 'wanted_kernels']
 
 IGNORED_LABEL = -100
 """Label of a position that is no target: it counts neither in the loss nor in the number of targets."""
@@ -60,7 +61,36 @@ class Ops:
     linear_cross_entropy: Callable[..., tuple[Tensor, Tensor]]
 
 
-def choose_ops(choices: Mapping[str, str], device: torch.device | str, attention: Attention) -> Ops:
+def wanted_kernels(choices: Mapping[str, str], device: torch.device | str) -> list[str]:
+    """Names the operations whose Triton kernels would run.
+
+    Args:
+        choices (Mapping[str, str]): ``auto``, ``triton`` or ``torch`` for each of ``FUSED_OPS``: the run file's
+            ``model.kernels``.
+        device (torch.device | str): Where the model will run.
+
+    Returns:
+        list[str]: Of ``FUSED_OPS``.
+
+    Raises:
+        UserError: If Triton kernels are asked for by name where they cannot run.
+    """
+    obstacle = _obstacle(torch.device(device))
+    if obstacle is not None and 'triton' in choices.values():
+        raise UserError(
+            f'`model.kernels` asks for Triton kernels, and {obstacle}. Write `kernels: auto` or `kernels: torch`.'
+        )
+    # Interpreted kernels are for tests: nobody gets them without asking.
+    auto = obstacle is None and not INTERPRETED
+    return [op for op in FUSED_OPS if choices[op] == 'triton' or (choices[op] == 'auto' and auto)]
+
+
+def choose_ops(
+    choices: Mapping[str, str],
+    device: torch.device | str,
+    attention: Attention,
+    faults: Mapping[str, str] | None = None,
+) -> Ops:
     """Chooses the implementation of each operation.
 
     Args:
@@ -68,6 +98,8 @@ def choose_ops(choices: Mapping[str, str], device: torch.device | str, attention
             ``model.kernels``.
         device (torch.device | str): Where the model will run.
         attention (Attention): What :func:`rewarm.model.attention.choose_attention` chose.
+        faults (Mapping[str, str] | None): What :func:`rewarm.model.trial.try_ops` found, here or on another rank: those
+            operations are left to plain PyTorch. ``None`` if nothing was tried.
 
     Returns:
         Ops: The operations; log their ``description``.
@@ -75,18 +107,10 @@ def choose_ops(choices: Mapping[str, str], device: torch.device | str, attention
     Raises:
         UserError: If Triton kernels are asked for by name where they cannot run.
     """
-    obstacle = _obstacle(torch.device(device))
-    triton = {}
-    for op in FUSED_OPS:
-        wanted = choices[op]
-        if wanted == 'triton' and obstacle is not None:
-            raise UserError(
-                f'`model.kernels` asks for Triton kernels, and {obstacle}. Write `kernels: auto` or `kernels: torch`.'
-            )
-        # Interpreted kernels are for tests: nobody gets them without asking.
-        triton[op] = wanted == 'triton' or (wanted == 'auto' and obstacle is None and not INTERPRETED)
+    wanted = wanted_kernels(choices, device)
+    triton = {op: op in wanted and op not in (faults or {}) for op in FUSED_OPS}
     return Ops(
-        _describe(triton, choices, obstacle),
+        _describe(triton, choices, _obstacle(torch.device(device)), faults),
         add_dual_layer_norm=_pick(triton, 'add_dual_layer_norm'),
         qkv_attention=_fused_qkv_attention(attention) if triton['rotary'] else _torch_qkv_attention(attention),
         linear=rewarm_kernels.linear if all(triton.values()) else rewarm_kernels.linear_ref,
@@ -129,15 +153,22 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def _describe(triton: dict[str, bool], choices: Mapping[str, str], obstacle: str | None) -> str:
+def _describe(
+    triton: dict[str, bool], choices: Mapping[str, str], obstacle: str | None, faults: Mapping[str, str] | None
+) -> str:
     fused = [op for op, chosen in triton.items() if chosen]
-    plain = [op for op, chosen in triton.items() if not chosen]
+    asked = [op for op in FUSED_OPS if op not in (*fused, *(faults or {}))]
     where = ', interpreted on the CPU, which is for tests' if INTERPRETED and fused else ''
-    if not plain:
-        return f'Triton kernels{where}'
+    tried = '' if faults is None else ', each tried now and right'
+    exceptions = [f'{", ".join(asked)}, as asked for'] if asked else []
+    exceptions += [f'{op}, whose kernel {fault}' for op, fault in (faults or {}).items()]
     if fused:
-        return f'Triton kernels{where}, but plain PyTorch for {", ".join(plain)}, as asked for'
-    if all(choices[op] == 'torch' for op in plain):
+        return f'Triton kernels{where}{tried}' + (
+            f', but plain PyTorch for {"; for ".join(exceptions)}' if exceptions else ''
+        )
+    if faults:
+        return f'plain PyTorch for {"; for ".join(exceptions)}'
+    if all(choices[op] == 'torch' for op in asked):
         return 'plain PyTorch, as asked for'
     return f'plain PyTorch, since Triton kernels {f"cannot run: {obstacle}" if obstacle else "would be interpreted"}'
 

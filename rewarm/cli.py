@@ -320,7 +320,7 @@ def doctor() -> None:
     attention = choose_attention('auto', device, dtype=dtype)
     size = MODEL_SHAPES['pythia-410m' if device.type == 'cuda' else 'pythia-14m']  # interpreted kernels are slow
     for kernels in ('auto', 'triton', 'torch'):
-        choices = dict.fromkeys(FUSED_OPS, kernels)
+        choices: dict[str, str] = dict.fromkeys(FUSED_OPS, kernels)
         try:
             faults = try_ops(choices, device, attention, shape=size, gelu='tanh', dtype=dtype)
             chosen = choose_ops(choices, device, attention, faults).description

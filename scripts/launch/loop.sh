@@ -16,7 +16,8 @@
 # the command's code; a second 75 without progress waits like a crash, or a notice that stands would spin the loop.
 # SIGTERM or SIGINT to the loop: the command is told to go, and the loop leaves with 75 once it has.
 #
-# Change: BACKOFF_SECONDS (10), RESTARTS (8). For a run in a bucket name its folder on this machine, which the run says at its start.
+# Change: BACKOFF_SECONDS (10), RESTARTS (8). For a run in a bucket name the folder on this machine that it works in, as a pattern
+# between quotes: "/tmp/rewarm-$(id -u)/RUN_NAME-*", or below TMPDIR if that is set.
 set -uo pipefail
 
 [ $# -ge 2 ] || {
@@ -35,7 +36,8 @@ go() {
 }
 trap go TERM INT
 
-newest() { cat "$run_folder/checkpoints/latest" 2>/dev/null; }
+# shellcheck disable=SC2086 # a pattern may stand for the folder
+newest() (IFS='' && cat $run_folder/checkpoints/latest 2>/dev/null)
 
 run() { # a command in the background, ended if the loop is told to go, waited for however often a signal interrupts the waiting
     local code

@@ -8,7 +8,7 @@
 #
 # Change  NODES (1)           nodes at hand
 #         NODE_RANK (0)       which of them this is; 0 writes the checkpoints, so give it the disk
-#         MASTER_ADDR         node 0's address; MASTER_PORT (29500) must be open there
+#         MASTER_ADDR         node 0's address. The nodes' ports must be open to each other, not only MASTER_PORT (29500)
 #         GPUS_PER_NODE       what nvidia-smi counts; without a GPU, 1 rank on the CPU
 #
 # It uses as many whole nodes as divide the batch (`rewarm ranks`), the same ones on every node; a node too many leaves with 0.

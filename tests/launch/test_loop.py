@@ -92,6 +92,28 @@ def test_never_gives_up_while_something_is_saved(run, tmp_path):
     assert len(starts(tmp_path)) == 10
 
 
+def test_the_run_folder_may_be_a_pattern(tmp_path):
+    # As for a run in a bucket, whose folder is only made by the first start.
+    (tmp_path / 'child.sh').write_text(
+        'mkdir -p "made here/checkpoints"; date +%s%N > "made here/checkpoints/latest"; exit 1'
+    )
+    command = [
+        'env',
+        'BACKOFF_SECONDS=0',
+        'RESTARTS=2',
+        'timeout',
+        '3',
+        'bash',
+        str(LOOP),
+        'made *',
+        'bash',
+        'child.sh',
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert 'giving up' not in done.stderr
+    assert done.stderr.count('starting again') > 2
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(('code', 'left_with'), [(75, 75), (1, 75), (0, 0), (2, 2)])
 def test_told_to_go_it_tells_its_child_waits_and_leaves(run, tmp_path, number, code, left_with):

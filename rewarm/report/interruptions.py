@@ -19,7 +19,8 @@ class Interruption:
     """A stop of the run and its next start."""
 
     kind: str
-    """``preempted`` if a signal or notice was answered with a save, ``lost a rank``, ``hung``, else ``killed``."""
+    """``preempted`` if a signal or notice was answered with a save, ``lost a rank``, ``hung``, ``rolled back``
+    after a spike, else ``killed``."""
     batch: int | None
     """Batches of the run that were kept."""
     tokens: int | None

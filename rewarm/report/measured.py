@@ -34,7 +34,7 @@ def measure(folder: str | Path) -> Conditions:
     """
     run = read_run(folder)
     saves = [event for event in run.events if event.event == 'save']
-    stops = interruptions(run.events)
+    stops = [stop for stop in interruptions(run.events) if stop.kind != 'rolled back']  # which no machine caused
     timeline = find_timeline(run)
     alive = timeline.wall_seconds - timeline.seconds['stopped'] - timeline.seconds['waiting']
     noticed = sum(stop.kind == 'preempted' for stop in stops)
@@ -47,7 +47,7 @@ def measure(folder: str | Path) -> Conditions:
         restart_seconds=_median(
             (after.running - before.ended).total_seconds()
             for before, after in zip(timeline.lives, timeline.lives[1:], strict=False)
-            if before.start.end != 'finished' and after.start.training is not None
+            if before.start.end not in ('finished', 'rolled back') and after.start.training is not None
         ),
     )
 

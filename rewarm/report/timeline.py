@@ -91,7 +91,7 @@ def find_timeline(run: Run) -> Timeline:
         until = min((each.from_batch for each in after), default=math.inf)
         kept = run.batches[bisect.bisect_right(numbers, start.from_batch) : bisect.bisect_right(numbers, until)]
         lost = _lost(start, after[0], len(kept)) if after else 0
-        life = _life(start, kept, lost, median, after=lives[-1].ended if lives else None, limit=after[:1])
+        life = _life(start, kept, lost, median, after=lives[-1] if lives else None, limit=after[:1])
         if lives:
             gap = 'waiting' if lives[-1].start.end == 'finished' else 'stopped'
             total[gap] += (life.began - lives[-1].ended).total_seconds()
@@ -108,18 +108,22 @@ def _lost(start: Start, following: Start, kept: int) -> int:
 
 
 def _life(
-    start: Start, kept: Sequence[Batch], lost: int, median: float, *, after: datetime | None, limit: Sequence[Start]
+    start: Start, kept: Sequence[Batch], lost: int, median: float, *, after: Life | None, limit: Sequence[Start]
 ) -> Life:
     """Places a process between the one before and the one after, and gives its time to what it did."""
     assert start.began is not None
     wanted = {
         'training': sum(_finite(line.seconds) for line in kept if not line.skipped),
-        'repeating': sum(_finite(line.seconds) for line in kept if line.skipped) + (lost + start.rolled_back) * median,
+        'repeating': sum(_finite(line.seconds) for line in kept if line.skipped) + lost * median,
         'saving': sum(map(stall_seconds, start.events_named('save'))),
     }
-    began = max(start.began, after) if after else start.began
+    began = start.began
+    if after is not None:
+        began = after.ended if start.same_process else max(began, after.ended)
     running = max(began, start.last or began)
-    if start.training is not None and start.training.time is not None:
+    if kept and kept[0].time is not None:
+        running = max(began, kept[0].time - timedelta(seconds=_finite(kept[0].seconds)))
+    elif start.training is not None and start.training.time is not None:
         first = _finite(kept[0].seconds) if kept and start.training.event == 'first_batch' else 0.0
         running = max(began, start.training.time - timedelta(seconds=first))
     last_kept = kept[-1].time if kept else None

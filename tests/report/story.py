@@ -61,24 +61,34 @@ class Story:
                 self._published(line)
         self.now = end
 
-    def start(self, seconds: float = 20, *, first_batch: bool = True, **fields: Any) -> Story:
-        """A process begins, restores the newest checkpoint, and trains its first batch."""
-        self.began = self.now
+    def start(self, seconds: float = 20, *, first_batch: bool = True, began: datetime | None = None) -> Story:
+        """A process begins (or began already), restores the newest checkpoint, and trains its first batch."""
+        began = began or self.now
+        self._go_on(0.6 * seconds)
+        if first_batch:
+            self.spend('starting', 0.4 * seconds)
+            self.train(1)
+            self.event('first_batch', seconds=(self.now - began).total_seconds(), peak_memory_bytes=10**9)
+        return self
+
+    def roll_back(self, seconds: float) -> Story:
+        """Sees a spike and starts over from the newest checkpoint, in the same process."""
+        self.event('rollback', reason='the loss is 9.1')
+        self.pending.clear()
+        self._go_on(0.5 * seconds)
+        self.spend('starting', 0.5 * seconds)
+        return self
+
+    def _go_on(self, seconds: float) -> None:
         cut = [line for line in self.metrics if line['batch'] > (self.saved[-1] if self.saved else 0)]
         self.metrics = self.metrics[: len(self.metrics) - len(cut)]
         self.batch = self.metrics[-1]['batch'] if self.metrics else 0
         self.truth['training'] -= len(cut)
         self.truth['repeating'] += len(cut)
-        self.spend('starting', 0.6 * seconds)
-        self.event('run_start', world_size=1, **fields)
+        self.spend('starting', seconds)
+        self.event('run_start', world_size=1, host='laptop')
         if self.saved:
             self.event('resume', **{'from': f'ba{self.batch:08d}', 'where': 'disk', 'lost_batches': len(cut)})
-        if first_batch:
-            self.spend('starting', 0.4 * seconds)
-            self.train(1)
-            age = (self.now - self.began).total_seconds()
-            self.event('first_batch', seconds=age, peak_memory_bytes=10**9)
-        return self
 
     def train(self, batches: int) -> Story:
         for _ in range(batches):

@@ -76,16 +76,28 @@ def test_waiting_for_an_appended_stage_is_no_loss(tmp_path):
 def test_skipped_and_rolled_back_batches_count_as_lost(tmp_path):
     story = Story(tmp_path / 'run')
     story.start().train(99).save().train(60)
-    story.metrics[-1]['skipped'] = True
-    story.event('rollback', to='ba00000100', reason='loss')
-    story.metrics = story.metrics[:100]
-    story.batch = 100
-    story.train(50)
+    story.metrics[-70]['skipped'] = True
+    story.roll_back(12).train(50)
     story.metrics[-1]['skipped'] = True
     timeline = timeline_of(story)
-    assert timeline.seconds['training'] == 149
-    assert timeline.seconds['repeating'] == 61
+    assert [life.lost_batches for life in timeline.lives] == [60, 0]
+    assert timeline.seconds['training'] == 148
+    assert timeline.seconds['repeating'] == pytest.approx(62, abs=0.01)
+    assert timeline.seconds['starting'] == pytest.approx(20 + 12, abs=0.01)  # the process itself went on
+    assert timeline.seconds['stopped'] == 0
     assert sum(timeline.seconds.values()) == pytest.approx(timeline.wall_seconds)
+
+
+def test_uploads_of_a_process_that_starts_do_not_keep_a_killed_one_alive(tmp_path):
+    story = Story(tmp_path / 'run')
+    story.start().train(99).save().train(50).kill(100)
+    began = story.now
+    story.spend('starting', 30)
+    story.event('upload', path='checkpoints/ba00000100', bytes=1, seconds=25.0)  # before it says that it has started
+    story.start(20, began=began).train(10)
+    timeline = timeline_of(story)
+    assert timeline.seconds['stopped'] == pytest.approx(100, abs=1)
+    assert timeline.seconds['starting'] == pytest.approx(20 + 50, abs=0.01)
 
 
 @pytest.mark.parametrize('role', ['rewarm', 'constant'])

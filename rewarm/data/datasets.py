@@ -20,6 +20,7 @@ from streaming.base.storage import CloudDownloader
 from rewarm.config.card import CARD_NAME, DatasetCard, read_card, tokenizer_hash
 from rewarm.config.errors import UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
+from rewarm.data.shard_files import remove_half_fetched
 from rewarm.data.shards import INDEX_NAME
 from rewarm.data.tokens import find_tokenizer
 
@@ -114,6 +115,7 @@ def _place(source: StreamConfig | EvalSetConfig, config: RunConfig) -> tuple[str
 def _fetch(name: str, folder: str, remote: str | None) -> None:
     if remote is None:
         return
+    remove_half_fetched(Path(folder))
     if not os.path.exists(os.path.join(folder, INDEX_NAME)):
         if not _download(name, remote, folder, CARD_NAME):
             log.info('%s: no %s at %s', name, CARD_NAME, remote)

@@ -3,29 +3,34 @@
 Streaming keeps storage, downloads, cache and loader threads; its sampling, shuffle and saved position are not used.
 """
 
-import os
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming import Stream, StreamingDataset
-from streaming.base.compression import decompress
-from streaming.base.format import FileInfo, Reader
+from streaming import StreamingDataset
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import UserError, disk_error
 from rewarm.data.datasets import Dataset
 from rewarm.data.order import Mix
+from rewarm.data.shard_files import CheckedStream
 
-__all__ = ['MixedDataset', 'Sample']
+__all__ = ['MixedDataset', 'Refetched', 'Sample']
 
 Sample = dict[str, Any]
 """``tokens``, an array, and ``id``; None and -1 where an evaluation's last batch is filled up."""
 
-_LOCAL = 3  # Streaming's state of a shard that is at hand.
+_REMOTE, _PREPARING, _LOCAL = 1, 2, 3  # Streaming's states of a shard.
+
+
+class Refetched(NamedTuple):
+    """A shard that was found damaged and replaced by a whole one."""
+
+    shard: str
+    reason: str
 
 
 class MixedDataset(StreamingDataset):
@@ -53,7 +58,10 @@ class MixedDataset(StreamingDataset):
         predownload: int,
     ) -> None:
         # No `cache_limit`: it deletes shards, also those of a folder that was only to be read (streaming #988).
-        streams = [_Stream(remote=source.remote, local=source.folder, download_retry=4) for source in sources]
+        self._refetched, tell = multiprocessing.Pipe(duplex=False)  # loader workers tell, too
+        streams = [
+            CheckedStream(source.name, folder=source.folder, remote=source.remote, refetched=tell) for source in sources
+        ]
         super().__init__(streams=streams, batch_size=device_batch, predownload=predownload, num_canonical_nodes=1)
         self._sources, self._mix, self._seq_len = list(sources), mix, seq_len
         self._start, self._total = start, total
@@ -70,16 +78,20 @@ class MixedDataset(StreamingDataset):
         """Reads this worker's samples once.
 
         Raises:
-            RuntimeError: If fewer came than the order has; Streaming would end the epoch instead.
+            UserError: If a shard cannot be had whole; Streaming would end the epoch instead.
         """
         self._failure = None
         came = 0
-        for sample in super().__iter__():
-            yield sample
-            came += 1
+        try:
+            for sample in super().__iter__():
+                yield sample
+                came += 1
+        except Exception as error:
+            # Where a thread has failed, what came to this one only says so.
+            raise self._in_words(self._failure or error) from error
         work = self._work
         if work is None or came != len(work):
-            raise RuntimeError(f'a shard could not be read: {self._failure}') from self._failure
+            raise self._in_words(self._failure) from self._failure
         for _ in range(work.padding):
             yield {'tokens': None, 'id': -1}
 
@@ -92,6 +104,9 @@ class MixedDataset(StreamingDataset):
         Returns:
             Sample: Its ``seq_len`` or ``seq_len + 1`` tokens, and the id.
         """
+        shard_id, _ = self.spanner[at]
+        if shard_id not in self._at_hand:
+            self.prepare_shard(shard_id)
         tokens = self.get_item(at)['tokens']
         if isinstance(tokens, bytes):
             tokens = np.frombuffer(tokens, np.int64)
@@ -105,18 +120,39 @@ class MixedDataset(StreamingDataset):
         return {'tokens': tokens, 'id': int(at)}
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetches a shard. Nothing is ever evicted, so a thread running ahead asks for each shard only once."""
+        """Fetches a shard and checks it. Nothing is ever evicted: a thread running ahead asks for each only once."""
         if not blocking and shard_id in self._at_hand:
             return
-        super().prepare_shard(shard_id, blocking)
-        if self._shard_states[shard_id] == _LOCAL:
-            self._at_hand.add(shard_id)
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        assert isinstance(stream, CheckedStream)
+        try:
+            super().prepare_shard(shard_id, blocking)
+            if self._shard_states[shard_id] == _LOCAL:
+                stream.check(self.shards[shard_id])
+                self._at_hand.add(shard_id)
+        except BaseException:
+            # Streaming leaves it as being prepared, and its other readers would wait for ever.
+            if self._shard_states[shard_id] == _PREPARING:
+                self._shard_states[shard_id] = _REMOTE
+            raise
+
+    def refetched(self) -> Iterator[Refetched]:
+        """Shards that were replaced since the last call, by this process or its loader workers."""
+        while self._refetched.poll():
+            yield Refetched(*self._refetched.recv())
 
     def on_exception(self, future: Future[Any]) -> None:
         """Remembers why a thread ended, so that the reader can say so."""
         if future.exception() is not None:
             self._failure = future.exception()
             self._event.set()
+            self._iterator.on_exit()  # Streaming counts only threads that end well, and waits for two of three
+
+    def _in_words(self, failure: BaseException | None) -> BaseException:
+        if isinstance(failure, UserError):
+            return failure
+        words = disk_error(failure, self._sources[0].folder) if isinstance(failure, OSError) else None
+        return words or RuntimeError(f'a shard could not be read: {failure!r}')
 
     @property
     def _batch(self) -> int:
@@ -178,27 +214,3 @@ class _WorkerOrder:
             self._current.ids = self._ids(begin, min(begin + self._device_batch, self._total))
             self._current.batch = batch
         return int(self._current.ids[place])
-
-
-class _Stream(Stream):
-    """A Stream that leaves a folder of the user's as it is, and shares it with other runs."""
-
-    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """Finds which shards are there. Streaming would delete unpacked shards that have no packed form beside them."""
-        if self.remote is not None:
-            super().set_up_local(shards, cache_usage_per_shard)
-            return
-        there = set(os.listdir(self.local))
-        for index, shard in enumerate(shards):
-            infos = [info for pair in shard.file_pairs for info in pair if info is not None]
-            cache_usage_per_shard[index] = sum(info.bytes for info in infos if info.basename in there)
-
-    def _decompress_shard_part(
-        self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
-    ) -> None:
-        # Streaming's temporary name is the same for every run that unpacks the folder at this moment.
-        temporary = f'{raw_filename}.{os.getpid()}.tmp'
-        Path(temporary).write_bytes(decompress(compression, Path(zip_filename).read_bytes()))
-        os.replace(temporary, raw_filename)
-        if not self.safe_keep_zip:
-            os.remove(zip_filename)

@@ -209,7 +209,27 @@ class _Loader(DataLoader[Any]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, heard_before)
         _workers.update(getattr(iterator, '_workers', ()))
-        return iterator
+        return _Batches(iterator)
+
+
+class _Batches:
+    """A loader's iterator. From a worker, torch brings an error as one whose text is the worker's whole traceback."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> '_Batches':
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except UserError as error:
+            kind = type(error)
+            raise kind(str(error).rpartition(f'{kind.__name__}: ')[2].rstrip()) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
 
 
 @functools.cache

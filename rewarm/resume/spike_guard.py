@@ -27,12 +27,14 @@ class RollBack(Exception):
 
     Args:
         batch (int): Number of the batch, as in ``metrics.jsonl``; one more than are behind the run.
+        tokens (int): Of the run, up to and with that batch.
         reason (str): In words.
     """
 
-    def __init__(self, batch: int, reason: str) -> None:
+    def __init__(self, batch: int, tokens: int, reason: str) -> None:
         super().__init__(f'batch {batch:,}: {reason}')
         self.batch = batch
+        self.tokens = tokens
         self.reason = reason
 
 
@@ -111,7 +113,7 @@ class SpikeGuard(Algorithm):
         if verdict.spike is not None:
             self.events.record_once('spike', **where, **vars(verdict.spike), action=verdict.action)
         if verdict.action == 'rollback':
-            raise RollBack(batch, verdict.reason)
+            raise RollBack(**where, reason=verdict.reason)
         if verdict.action == 'stop':
             raise UserError(
                 f'batch {batch:,}: {verdict.reason}. It was not trained on; the newest checkpoint stands. '

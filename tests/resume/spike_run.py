@@ -208,7 +208,7 @@ def train(
             trainer.fit()
         except RollBack as rollback:
             seen['rollbacks'].append([rollback.batch, str(rollback), snapshots.batch])
-            where = {'batch': rollback.batch, 'tokens': rollback.batch * plan.tokens_per_batch}
+            where = {'batch': rollback.batch, 'tokens': rollback.tokens}
             events.record('rollback', **where, to=f'ba{snapshots.batch:08d}', reason=rollback.reason)
             trainer.close()
             snapshots.put_back()

@@ -50,7 +50,11 @@ checkpoints: {{interval: 2ba, keep: 2}}
 @pytest.fixture(scope='session')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of real text and the tokenizer that made them."""
-    folder = tmp_path_factory.mktemp('data')
+    return make_data(tmp_path_factory.mktemp('data'))
+
+
+def make_data(folder: Path) -> Path:
+    """Converts a little of the standard library."""
     library = Path(sysconfig.get_paths()['stdlib'])
     old = [(library / f'{name}.py').read_text() for name in ('argparse', 'ast', 'heapq', 'textwrap')]
     new = list(pydoc_data.topics.topics.values())[:40]

@@ -1,4 +1,4 @@
-"""Which process holds a run folder now, found out without touching its lock."""
+"""Which process holds a run folder now, found out without touching its lock; or which one took it over in a bucket."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import struct
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-__all__ = ['Owner', 'find_owner']
+__all__ = ['Owner', 'find_claim', 'find_owner']
 
 FLOCK = 'hhqqi4x'
 """``struct flock`` of 64-bit Linux: type, whence, start, length, process."""
@@ -56,3 +57,20 @@ def find_owner(run_folder: Path) -> Owner | None:
             return Owner(said['pid'], said['host'], said['since'])
         except (ValueError, KeyError, TypeError):  # it has taken the lock and not signed yet
             return Owner(pid if pid > 0 else None, None, None)
+
+
+def find_claim(run_folder: Path) -> Owner | None:
+    """Who took a run in a bucket over last; a bucket has no lock that tells whether it is still there.
+
+    Args:
+        run_folder (Path): A copy of the bucket's run folder.
+
+    Returns:
+        Owner | None: ``None`` if nobody did.
+    """
+    path = run_folder / 'owner.json'
+    try:
+        said = json.loads(path.read_text())
+        return Owner(said['pid'], said['host'], datetime.fromisoformat(said['since']).timestamp())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

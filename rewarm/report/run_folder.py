@@ -1,92 +1,36 @@
 """Reads a run folder into plain records.
 
-A run folder may belong to a run that is still going on, or to one that was killed in the middle of writing a line.
-So a torn last line is dropped, unreadable lines before it are dropped and counted, and files that are not there yet
-read as empty. A folder without any file of a run is the user's mistake and is refused.
+A run folder may belong to a run that is still going on, so files that are not there yet read as empty. A folder without
+any file of a run is the user's mistake and is refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rewarm.config.errors import UserError
+from rewarm.report.lines import (
+    Batch,
+    Evaluation,
+    Event,
+    parse_batch,
+    parse_evaluation,
+    parse_event,
+    read_lines,
+    read_text,
+)
 
 __all__ = ['Batch', 'Evaluation', 'Event', 'Run', 'Stage', 'read_run', 'read_runs']
 
 RUN_FILES = ('config.yaml', 'plan.json', 'metrics.jsonl', 'evals.jsonl', 'events.jsonl')
 """A folder with none of these is no run folder."""
-
-LINE_BYTES = 500
-"""About the length of a line of ``metrics.jsonl``."""
-
-T = TypeVar('T')
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One line of ``metrics.jsonl``: one optimizer step."""
-
-    stage: str
-    batch: int
-    """Batches of the run after this one (1-based)."""
-    tokens: int
-    """Tokens of the run after this batch."""
-    stage_tokens: int
-    """Tokens of the stage after this batch."""
-    lr: float
-    loss: float
-    """Training loss in nats per token; NaN where the file has none."""
-    tokens_per_second: float
-    seconds: float
-    """Duration of this batch in seconds."""
-    samples: dict[str, int] = field(default_factory=dict)
-    """Samples of the stage so far, by stream."""
-    time: datetime | None = None
-    """When it was done; old runs did not record it."""
-    skipped: bool = False
-    """It was left out of training, by a rule for spikes of the loss."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One line of ``evals.jsonl``: one evaluation set at one position."""
-
-    stage: str
-    batch: int
-    tokens: int
-    stage_tokens: int
-    set: str
-    role: str
-    """``upstream`` (old data) or ``downstream`` (new data)."""
-    loss: float
-    """Mean loss in nats per token; NaN where the file has none."""
-    when: str
-    """``start``, ``interval`` or ``end`` of the stage."""
-    perplexity: float | None = None
-    bits_per_byte: float | None = None
-    tokens_evaluated: int | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of ``events.jsonl``: something that happened, in the order it happened."""
-
-    event: str
-    time: datetime | None
-    batch: int | None
-    tokens: int | None
-    stage: str | None
-    fields: dict[str, Any]
-    """All that the line says beyond the above."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +134,11 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
             'give the folder that `run_folder` names in the YAML, for example runs/NAME',
         )
     skipped: dict[str, int] = {}
-    config_text = _text(path / 'config.yaml')
+    config_text = read_text(path / 'config.yaml')
     config = _config(path / 'config.yaml', config_text)
     plan = _json(path / 'plan.json')
-    batches = _newest_batches(_lines(path / 'metrics.jsonl', _batch, skipped, last_batches))
-    evaluations = _newest_evaluations(_lines(path / 'evals.jsonl', _evaluation, skipped))
+    batches = _newest_batches(read_lines(path / 'metrics.jsonl', parse_batch, skipped, last_batches))
+    evaluations = _newest_evaluations(read_lines(path / 'evals.jsonl', parse_evaluation, skipped))
     return Run(
         folder=path,
         name=str(config.get('run_name') or path.resolve().name),
@@ -205,24 +149,9 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         stages=_stages(plan, config, batches, evaluations),
         batches=batches,
         evaluations=evaluations,
-        events=tuple(_lines(path / 'events.jsonl', _event, skipped)),
+        events=tuple(read_lines(path / 'events.jsonl', parse_event, skipped)),
         skipped=skipped,
     )
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
-
-
-def _tail(path: Path, size: int) -> str:
-    """The whole lines within the last ``size`` bytes of a file."""
-    if not path.is_file():
-        return ''
-    with path.open('rb') as file:
-        begin = max(0, file.seek(0, 2) - size)
-        file.seek(begin)
-        text = file.read().decode('utf-8', errors='replace')
-    return text.partition('\n')[2] if begin else text
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:
@@ -236,7 +165,7 @@ def _config(path: Path, text: str) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    text = _text(path)
+    text = read_text(path)
     if not text.strip():
         return {}
     try:
@@ -246,92 +175,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f'{path}: not a JSON object')
     return value
-
-
-def _lines(
-    path: Path, parse: Callable[[dict[str, Any]], T], skipped: dict[str, int], last: int | None = None
-) -> list[T]:
-    """Parses the lines of a file; drops a torn last line, drops and counts unreadable ones before it."""
-    records: list[T] = []
-    lines = (_text(path) if last is None else _tail(path, last * LINE_BYTES)).split('\n')
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            if number < len(lines):
-                skipped[path.name] = skipped.get(path.name, 0) + 1
-            continue
-        try:
-            records.append(parse(value))
-        except KeyError as error:
-            raise UserError(f'{path}:{number}: no key {error}') from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'{path}:{number}: {error}') from None
-    return records
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None else float(value)  # type: ignore[arg-type]
-
-
-def _optional(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(str(value))
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _batch(line: dict[str, Any]) -> Batch:
-    return Batch(
-        stage=str(line['stage']),
-        batch=int(line['batch']),
-        tokens=int(line['tokens']),
-        stage_tokens=int(line['stage_tokens']),
-        lr=_number(line.get('lr')),
-        loss=_number(line.get('loss')),
-        tokens_per_second=_number(line.get('tokens_per_second')),
-        seconds=_number(line.get('seconds')),
-        samples={str(name): int(count) for name, count in (line.get('samples') or {}).items()},
-        time=_time(line.get('time')),
-        skipped=line.get('skipped') is True,
-    )
-
-
-def _evaluation(line: dict[str, Any]) -> Evaluation:
-    return Evaluation(
-        stage=str(line['stage']),
-        batch=int(line['batch']),
-        tokens=int(line['tokens']),
-        stage_tokens=int(line['stage_tokens']),
-        set=str(line['set']),
-        role=str(line['role']),
-        loss=_number(line['loss']),
-        when=str(line.get('when') or 'interval'),
-        perplexity=_optional(line.get('perplexity')),
-        bits_per_byte=_optional(line.get('bits_per_byte')),
-        tokens_evaluated=line.get('tokens_evaluated'),
-    )
-
-
-def _event(line: dict[str, Any]) -> Event:
-    known = ('event', 'time', 'batch', 'tokens', 'stage')
-    return Event(
-        event=str(line['event']),
-        time=_time(line.get('time')),
-        batch=line.get('batch'),
-        tokens=line.get('tokens'),
-        stage=line.get('stage'),
-        fields={key: value for key, value in line.items() if key not in known},
-    )
 
 
 def _newest_batches(lines: list[Batch]) -> tuple[Batch, ...]:

@@ -20,7 +20,7 @@ def status_command(folder: str, *, as_json: bool = False) -> None:
     """Prints where a run is.
 
     Args:
-        folder (str): The run folder.
+        folder (str): The run folder, here or in a bucket.
         as_json (bool): Whether to print JSON instead of words.
 
     Raises:
@@ -74,17 +74,16 @@ def status_lines(status: Status) -> dict[str, str]:
         lines['bucket'] = _lag(status.lag, status.now)
     lines['stops'] = _stops(status)
     if status.goodput is not None:
-        until = 'now' if status.owner else 'the last sign of life'
+        until = 'now' if status.state == 'running' else 'the last sign of life'
         lines['goodput'] = (
             f'{status.goodput:.1%}: time in batches that count, over the time from the first start to {until}'
         )
     if (eta := status.eta_seconds) is not None:
-        at = f', {status.now + timedelta(seconds=eta):%Y-%m-%d %H:%M} UTC' if status.owner else ', once it is started'
+        running = status.state == 'running'
+        at = f', {status.now + timedelta(seconds=eta):%Y-%m-%d %H:%M} UTC' if running else ', once it is started'
         lines['to the end'] = f'about {duration_text(eta)} at this speed and goodput{at}'
     lines['if started now'] = status.next_start + (
-        '. Sizes were compared here; a start compares hashes'
-        if status.checkpoint and not status.owner and not status.finished
-        else ''
+        '. Sizes were compared here; a start compares hashes' if 'go on from' in status.next_start else ''
     )
     return lines
 
@@ -99,7 +98,7 @@ def to_json(status: Status) -> dict[str, Any]:
     saved = status.checkpoint
     return {
         'run_name': status.run.name,
-        'run_folder': str(status.run.folder),
+        'run_folder': status.place,
         'state': status.state,
         'stopped_because': status.reason if status.state == 'stopped' else None,
         'stage': last.stage if last else None,
@@ -157,6 +156,8 @@ def _held_by(status: Status) -> str:
     since = ''
     if status.owner.since is not None:
         since = f', since {duration_text(max(0.0, status.now.timestamp() - status.owner.since))} ago'
+    if status.in_bucket:
+        return f'last taken by {status.owner}{since}; {said}, as far as it was uploaded'
     silent = _age(status, status.last_sign_at)
     if silent is not None and silent > QUIET_SECONDS:
         return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}'
@@ -167,8 +168,9 @@ def _last_save(status: Status) -> str:
     saved, age = status.checkpoint, _age(status, status.saved_at)
     if saved is None:
         return 'none'
-    where = 'disk and bucket' if status.lag and status.lag.newest == saved.name else 'disk'
-    return f'{saved.name}, {size_text(saved.bytes)}, {"" if age is None else f"{duration_text(age)} ago, "}on {where}'
+    there = status.lag is not None and status.lag.newest == saved.name
+    where = 'in the bucket' if status.in_bucket else 'on disk and in the bucket' if there else 'on disk'
+    return f'{saved.name}, {size_text(saved.bytes)}, {"" if age is None else f"{duration_text(age)} ago, "}{where}'
 
 
 def _lag(lag: Lag, now: datetime) -> str:

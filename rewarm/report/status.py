@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rewarm.report.checkpoints import Saved, find_saved
 from rewarm.report.interruptions import Interruption, interruptions
-from rewarm.report.owner import Owner, find_owner
+from rewarm.report.owner import Owner, find_claim, find_owner
 from rewarm.report.run_folder import Batch, Event, Run, read_run
 from rewarm.report.starts import Start, find_starts
 
@@ -42,6 +42,8 @@ class Status:
     """A run at a glance."""
 
     run: Run
+    place: str
+    """The run folder, as it was given."""
     now: datetime
     planned_batches: int
     planned_tokens: int
@@ -50,6 +52,7 @@ class Status:
     tokens_per_second: float | None
     """Median of the last batches."""
     owner: Owner | None
+    """Who holds the run; in a bucket, who took it over last."""
     last_batch_at: datetime | None
     last_sign_at: datetime | None
     """The newest batch or event."""
@@ -68,17 +71,24 @@ class Status:
     """What would happen if it were started now."""
 
     @property
+    def in_bucket(self) -> bool:
+        """Whether this is what the bucket knows, which is as of its last upload."""
+        return '://' in self.place
+
+    @property
     def batch(self) -> int:
         """Batches behind the run."""
         return self.last.batch if self.last else 0
 
     @property
     def state(self) -> str:
-        """``running``, ``finished``, ``stopped`` or ``not started``."""
-        if self.owner:
+        """``running``, ``finished``, ``stopped``, ``not started``; of a bucket that cannot tell, ``running or killed``."""
+        if self.owner and not self.in_bucket:
             return 'running'
         if self.finished:
             return 'finished'
+        if self.in_bucket and self.owner and self.ending is None:
+            return 'running or killed'
         return 'stopped' if self.run.events or self.last else 'not started'
 
     @property
@@ -101,18 +111,28 @@ def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
     """Looks at a run folder; the run may be going on, and nothing is touched.
 
     Args:
-        folder (str | Path): The run folder.
+        folder (str | Path): The run folder, here or in a bucket.
         now (datetime | None): The time to count ages from. Default: the clock's.
 
     Returns:
         Status: As of ``now``.
 
     Raises:
-        UserError: If it is no run folder.
+        UserError: If it is no run folder, or the bucket cannot be read.
     """
+    place = str(folder)
+    if '://' not in place:
+        return _find_status(Path(folder), place, now or datetime.now(UTC))
+    from rewarm.report.shadow import shadow
+
+    with shadow(place) as copy:
+        return _find_status(copy, place, now or datetime.now(UTC))
+
+
+def _find_status(folder: Path, place: str, now: datetime) -> Status:
     run = read_run(folder, last_batches=RECENT_BATCHES)
-    owner = find_owner(run.folder)
-    now = now or datetime.now(UTC)
+    in_bucket = '://' in place
+    owner = find_claim(run.folder) if in_bucket else find_owner(run.folder)
     metrics = run.folder / 'metrics.jsonl'
     last = run.batches[-1] if run.batches else None
     last_batch_at = (last.time or datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if last else None
@@ -128,6 +148,7 @@ def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
     speeds = [line.tokens_per_second for line in run.batches[-RECENT_BATCHES:] if math.isfinite(line.tokens_per_second)]
     return Status(
         run=run,
+        place=place,
         now=now,
         planned_batches=planned,
         planned_tokens=sum(int(stage.get('tokens') or 0) for stage in stages),
@@ -138,20 +159,22 @@ def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
         last_sign_at=last_sign_at,
         checkpoint=whole,
         saved_at=_saved_at(run, whole),
-        lag=_find_lag(run.events),
+        lag=None if in_bucket else _find_lag(run.events),
         stops=tuple(interruptions(run.events)),
-        goodput=_goodput(starts, metrics, now if owner else last_sign_at),
+        goodput=_goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
         ending=starts[-1].ending if starts else None,
         finished=finished,
-        next_start=_next_start(owner, saved, finished=finished, batch=last.batch if last else 0),
+        next_start=_next_start(owner, saved, finished=finished, batch=last.batch if last else 0, in_bucket=in_bucket),
     )
 
 
-def _next_start(owner: Owner | None, saved: Sequence[Saved], *, finished: bool, batch: int) -> str:
-    if owner is not None:
-        killed = _without_owner(saved, finished=finished, batch=batch)
-        return f'it would refuse, since {owner} holds the run folder. Killed now and started again, {killed}'
-    return _without_owner(saved, finished=finished, batch=batch)
+def _next_start(owner: Owner | None, saved: Sequence[Saved], *, finished: bool, batch: int, in_bucket: bool) -> str:
+    alone = _without_owner(saved, finished=finished, batch=batch)
+    if owner is None or (in_bucket and finished):
+        return alone
+    if in_bucket:
+        return f'{alone}, and take the run over from {owner}, which stops if it is still there'
+    return f'it would refuse, since {owner} holds the run folder. Killed now and started again, {alone}'
 
 
 def _without_owner(saved: Sequence[Saved], *, finished: bool, batch: int) -> str:

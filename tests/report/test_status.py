@@ -9,11 +9,13 @@ from datetime import timedelta
 
 import pytest
 
+from rewarm.buckets.bucket import open_bucket
 from rewarm.config.errors import UserError
 from rewarm.report.run_folder import read_run
 from rewarm.report.show_status import duration_text, size_text, status_command, status_lines, to_json
 from rewarm.report.status import find_status
 from rewarm.report.timeline import find_timeline
+from tests.buckets.servers import BUCKET, S3Server
 from tests.report.story import CHECKPOINT_BYTES, Story
 
 
@@ -142,7 +144,7 @@ def test_how_far_the_bucket_is_behind(story, tmp_path):
     story = Story(tmp_path / 'bucket')
     story.bucket = True
     story.start().train(99).save().train(99)
-    assert lines_of(story)['last save'].endswith('on disk and bucket')
+    assert lines_of(story)['last save'].endswith('on disk and in the bucket')
     assert lines_of(story, minutes=10)['bucket'] == 'newest there is ba00000100, uploaded 12 min ago'
     story.bucket = False
     story.save().train(50).save().train(20)
@@ -155,6 +157,53 @@ def test_how_far_the_bucket_is_behind(story, tmp_path):
     content = to_json(find_status(story.folder, now=story.now))['bucket']
     assert content['waiting_checkpoints'] == 2
     assert content['failure'] == {'reason': 'connection refused', 'attempt': 3, 'retry_in_seconds': 8}
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A real S3 server; puts a run folder into it."""
+    server = S3Server(tmp_path / 's3')
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+
+    def put(folder):
+        url = f's3://{BUCKET}/runs/story'
+        store = open_bucket(url)
+        for path in sorted(folder.rglob('*')):
+            if path.is_file():
+                store.upload(path, f'{url}/{path.relative_to(folder)}')
+        return url
+
+    yield put
+    server.stop()
+
+
+def test_a_run_in_a_bucket_is_told_without_its_tensors(story, bucket):
+    folder = story.write()
+    (folder / 'owner.json').write_text('{"id": "1", "host": "spot-7", "pid": 41, "since": "2026-11-02T09:10:00+00:00"}')
+    os.truncate(folder / 'checkpoints/ba00000400/model.safetensors', 299)
+    (folder / 'checkpoints/ba00000460').mkdir()
+    (folder / 'checkpoints/ba00000460/model.safetensors').write_bytes(b'0')  # still going up: its manifest comes last
+    status = find_status(bucket(folder), now=story.now)
+    lines = status_lines(status)
+    assert status.state == 'running or killed'
+    assert lines['where'] == 'stage code, batch 461 of 1,800 (25.6%), 472,064 tokens'
+    assert lines['held by'].startswith('last taken by process 41 on spot-7, since')
+    assert lines['last save'].startswith('ba00000390, 902 bytes, ')
+    assert lines['last save'].endswith('ago, in the bucket')
+    assert lines['if started now'].startswith(
+        'it would set ba00000400 aside (model.safetensors has 299 bytes instead of 300) and go on from ba00000390, '
+        'repeating 71 batches, and take the run over from process 41 on spot-7'
+    )
+    assert to_json(status)['run_folder'] == f's3://{BUCKET}/runs/story'
+
+
+def test_a_bucket_with_nothing_there_is_the_users_mistake(bucket, tmp_path):
+    url = bucket(tmp_path / 'nothing')
+    with pytest.raises(UserError, match='nothing there; give what `run_folder` says'):
+        find_status(url)
+    with pytest.raises(UserError, match='no bucket'):
+        find_status('ftp://data/run')
 
 
 HOLDER = """

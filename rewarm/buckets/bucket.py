@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from rewarm.buckets.errors import BucketError, Damaged, Unreachable
+from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
 from rewarm.buckets.parallel import in_parallel
 from rewarm.config.errors import UserError
 
@@ -183,7 +183,10 @@ class Bucket(ABC):
                 return self.read_range(url, begin, end, version)
             except Unreachable:
                 time.sleep(random.uniform(0.5, 1) * 2**attempt / 4)
-        return self.read_range(url, begin, end, version)
+        try:
+            return self.read_range(url, begin, end, version)
+        except CutShort as error:
+            raise Damaged(f'{url}: breaks off each time it is read ({error})') from error
 
     def _refuse_if_closed(self, url: str) -> None:
         if self.closed:

@@ -11,5 +11,9 @@ class Unreachable(BucketError):
     """Nobody answered, or the server could not serve now: trying again may help, and nothing else will."""
 
 
+class CutShort(Unreachable):
+    """An answer began and broke off: the connection did, or the object is shorter than the server believes."""
+
+
 class Damaged(BucketError):
     """An object is missing, or is not what its size or its hash says."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewarm.buckets.bucket import Bucket, Entry, split_url
-from rewarm.buckets.errors import BucketError, Unreachable
+from rewarm.buckets.errors import BucketError, CutShort, Unreachable
 from rewarm.buckets.parallel import in_parallel
 
 __all__ = ['S3Bucket']
@@ -238,10 +238,6 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
     code = str(reply.get('Error', {}).get('Code', ''))
     status = int(reply.get('ResponseMetadata', {}).get('HTTPStatusCode', 0))
     bucket, _ = split_url(url)
-    unanswered = (
-        exceptions.ConnectionError, exceptions.HTTPClientError,
-        exceptions.ResponseStreamingError, exceptions.IncompleteReadError,
-    )  # fmt: skip
     kind: type[BucketError] = BucketError
     if code == 'RequestTimeTooSkewed' or 'difference between the request time' in str(error):  # rclone: AccessDenied
         words = 'the clock of this machine is off by more than the server allows; set it (chrony, ntpd)'
@@ -251,7 +247,9 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
         words = f'{endpoint} does not accept the keys, or they do not allow this ({error})'
     elif code in _REGION or status == 301:
         words = f'the bucket is in another region ({error}); set AWS_DEFAULT_REGION'
-    elif isinstance(error, unanswered):
+    elif isinstance(error, (exceptions.ResponseStreamingError, exceptions.IncompleteReadError)):
+        kind, words = CutShort, f'the answer of {endpoint} broke off ({error})'
+    elif isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
         kind, words = Unreachable, f'no answer from {endpoint} ({error})'
     elif status >= 500 or code in ('SlowDown', 'RequestTimeout'):
         kind, words = Unreachable, f'{endpoint} cannot serve now ({error})'

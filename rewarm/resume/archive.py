@@ -159,13 +159,19 @@ class Archive:
         ordinary = [name for name in valid if batch_of(name) not in stage_ends]
         older = [name for name in listed if name < valid[-1]]
         doomed = [name for name in older if name in ordinary[:-keep] or name in self.damaged]
+        gone: list[str] = []
         for name in [*doomed, *(name for name in older if listed[name].is_unfinished)]:
             before_write()
-            self.remove(name)
-        return [name for name in doomed if name in whole]
+            if self.remove(name) and name in whole:
+                gone.append(name)
+        return gone
 
-    def remove(self, name: str) -> None:
-        """Deletes a checkpoint, its manifest first; one that holds anything rewarm did not write stays."""
+    def remove(self, name: str) -> bool:
+        """Deletes a checkpoint, its manifest first; one that holds anything rewarm did not write stays.
+
+        Returns:
+            bool: Whether it is gone.
+        """
         top = f'{self.url}/{name}'
         objects = self._list(name).get(name, _Kept({})).objects
         marker = MANIFEST_FILE if MANIFEST_FILE in objects else UNFINISHED_FILE
@@ -173,15 +179,16 @@ class Archive:
         try:
             files = _files_of(text, top)
         except Damaged:
-            return
+            return False
         if not set(objects) <= {*files, MANIFEST_FILE, UNFINISHED_FILE}:
-            return
+            return False
         if marker == MANIFEST_FILE:
             self.bucket.write(f'{top}/{UNFINISHED_FILE}', text)
         for file in (MANIFEST_FILE, *files):
             self.bucket.delete(f'{top}/{file}')
         self.bucket.forget_uploads(top)
         self.bucket.delete(f'{top}/{UNFINISHED_FILE}')
+        return True
 
     def _list(self, name: str = '') -> dict[str, _Kept]:
         """Folders called ``ba...``, oldest first; hidden objects are a server's own leftovers."""

@@ -200,7 +200,7 @@ class Mirror:
             try:
                 return function()
             except Unreachable as error:
-                if time.monotonic() >= deadline:
+                if said and time.monotonic() >= deadline:
                     raise
                 if not said:
                     self._say(f'Waiting for the bucket, {self._patience_seconds:.0f} s at most. {error}')

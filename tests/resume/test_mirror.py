@@ -1,0 +1,591 @@
+"""A run folder in a bucket: whole on any machine, whatever dies, and training never waits for it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rewarm.buckets import s3
+from rewarm.buckets.errors import Unreachable
+from rewarm.config.errors import UserError
+from rewarm.report.records import JsonLines
+from rewarm.resume.mirror import Fetched, local_folder
+from tests.buckets.servers import BUCKET, S3Server, free_port, wait_for
+from tests.resume.mirrored import URL, Run, files, is_whole, name
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+BOTH = pytest.mark.parametrize('server', ['nanio', 'rclone'], indirect=True)
+
+
+@pytest.fixture
+def server(request, tmp_path, monkeypatch):
+    server = S3Server(tmp_path / 's3', getattr(request, 'param', 'nanio'))
+    for key, value in server.variables.items():
+        monkeypatch.setenv(key, value)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def machine(server, tmp_path):
+    """Makes machines with an empty disk; their mirrors are closed at the end."""
+    runs = []
+
+    def make(*, start=True, **options):
+        runs.append(Run(tmp_path / f'machine{len(runs)}', **options))
+        if start:
+            runs[-1].mirror.start()
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.mirror.close()
+
+
+def keys(server, prefix='runs/tiny/'):
+    found = server.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get('Contents', ())
+    return [item['Key'].removeprefix(prefix) for item in found]
+
+
+def whole_ones(server):
+    return [key.split('/')[1] for key in keys(server) if key.endswith('/manifest.json')]
+
+
+def object_file(server, checkpoint, file):
+    return server.folder / BUCKET / 'runs/tiny/checkpoints' / checkpoint / file
+
+
+# ---------------------------------------------------------------- to the bucket and back
+
+
+@BOTH
+def test_a_run_comes_back_to_an_empty_disk_byte_for_byte(server, machine):
+    first = machine()
+    assert first.mirror.fetch() is None
+    first.publish(2)
+    first.publish(4)
+    (first.folder / 'config.yaml').write_text('run_name: tiny\n')
+    (first.folder / 'tensorboard').mkdir()
+    (first.folder / 'tensorboard' / 'log.0').write_bytes(b'log')
+    (first.folder / 'run.lock').write_text('{}')
+    assert first.mirror.flush(30)
+    assert first.recorded('upload_failed') == []
+    assert whole_ones(server) == [name(2), name(4)]
+    assert [key for key in keys(server) if not key.startswith('checkpoints/ba')] == [
+        'checkpoints/latest', 'config.yaml', 'events.jsonl', 'metrics.jsonl', 'owner.json', 'tensorboard/log.0',
+    ]  # fmt: skip
+    second = machine()
+    assert second.mirror.fetch() == Fetched(name(4), 'bucket')
+    assert files(second.root / name(4)) == files(first.root / name(4))
+    assert sorted(path.name for path in second.root.iterdir()) == [name(4), 'latest']
+    assert (second.root / 'latest').read_text() == f'{name(4)}\n'
+    for record in ('metrics.jsonl', 'events.jsonl'):
+        assert (second.folder / record).read_bytes() == (first.folder / record).read_bytes()
+    assert second.mirror.lag().newest == name(4)
+    assert second.events == []
+
+
+def test_what_was_uploaded_is_told_with_its_size_and_place(server, machine):
+    run = machine()
+    run.publish(2)
+    assert run.mirror.flush(30)
+    (upload,) = run.recorded('upload')
+    size = sum(path.stat().st_size for path in (run.root / name(2)).iterdir())
+    assert upload['bytes'] == size
+    assert upload['sent_bytes'] >= size
+    assert (upload['path'], upload['url']) == (str(run.root / name(2)), f'{URL}/checkpoints/{name(2)}')
+    assert upload['seconds'] >= 0
+
+
+@pytest.mark.parametrize('local', [2, 4, 6])
+def test_the_newer_of_disk_and_bucket_is_taken_and_records_come_from_where_it_is(server, machine, local):
+    first, second = machine(), machine(start=False)
+    first.publish(4)
+    assert first.mirror.flush(30)
+    second.train(local)
+    JsonLines(second.folder / 'metrics.jsonl').append([{'batch': local + 1, 'loss': 9}])  # trained and not saved
+    found = second.mirror.fetch()
+    if local < 4:
+        assert found == Fetched(name(4), 'bucket')
+        assert (second.folder / 'metrics.jsonl').read_bytes() == (first.folder / 'metrics.jsonl').read_bytes()
+    else:
+        assert found == Fetched(name(local), 'disk')
+        assert len(JsonLines(second.folder / 'metrics.jsonl').read()) == local + 1
+    assert {record['batch'] for record in JsonLines(second.folder / 'metrics.jsonl').read()} >= set(range(1, 5))
+
+
+def test_events_of_both_machines_are_kept_in_the_order_of_their_times(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    second.mirror.fetch()
+    JsonLines(second.folder / 'events.jsonl').append([{'time': '2026-01-01T00:00:05', 'event': 'preempted'}])
+    first.publish(4)
+    first.publish(6)
+    assert first.mirror.flush(30)
+    for _ in range(2):
+        second.mirror.fetch()
+        seconds = [record['time'][-2:] for record in JsonLines(second.folder / 'events.jsonl').read()]
+        assert seconds == ['02', '04', '05', '06']
+
+
+def test_a_node_gets_exactly_the_checkpoint_that_the_first_one_has(server, machine):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    second.train(2, seed=1)  # of the same batch, with other bits
+    assert second.mirror.fetch(name(2)) == Fetched(name(2), 'bucket')
+    assert files(second.root / name(2)) == files(first.root / name(2))
+    assert second.mirror.fetch(name(2)) == Fetched(name(2), 'disk')
+    with pytest.raises(UserError, match=f'{name(6)}: is not in the bucket'):
+        second.mirror.fetch(name(6))
+
+
+# ---------------------------------------------------------------- kills
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import botocore.client
+from rewarm.buckets import s3
+from tests.resume.mirrored import Run, name
+s3.SINGLE_BYTES, s3.PART_BYTES, s3.UPLOAD_THREADS = 6 << 20, 5 << 20, 1
+folder = Path({folder!r})
+call = botocore.client.BaseClient._make_api_call
+
+def upload(prefix, fatal_request):
+    requests, run = 0, Run(folder / 'unused' / f'{{prefix}}-{{os.getpid()}}', 's3://data/' + prefix)
+    run.mirror.folder = folder / 'run'
+    def counted(*args, **kwargs):
+        nonlocal requests
+        requests += 1
+        if requests == fatal_request:
+            print(prefix, 'killed', run.mirror._bucket.bytes_sent, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+    botocore.client.BaseClient._make_api_call = counted
+    run.mirror.start()
+    run.mirror.publish(name(4), keep=3, stage_ends=set())
+    assert run.mirror.flush(60)
+    print(prefix, 'done', run.mirror._bucket.bytes_sent, flush=True)
+    os._exit(0)
+
+for task in sys.argv[1:]:
+    prefix, fatal = task.split(':')
+    child = os.fork()
+    if child == 0:
+        upload(prefix, int(fatal))
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+@BOTH
+def test_killed_at_any_request_the_bucket_is_whole_and_the_next_start_sends_the_rest(server, tmp_path, machine):
+    local = Run(tmp_path / 'run')
+    for batch in (2, 4):
+        local.train(batch, values=3 * MIB)  # files of 12 MiB: three parts each
+    size = sum(path.stat().st_size for path in (local.root / name(4)).iterdir())
+    before = Run(tmp_path / 'before')
+    points = range(4, 34)
+    for point in points:
+        for path in (local.root / name(2)).iterdir():
+            key = f'k{point}/checkpoints/{name(2)}/{path.name}'
+            server.client().upload_file(str(path), BUCKET, key)
+    script = KILLED.format(root=str(ROOT), folder=str(tmp_path))
+
+    def run(*tasks):
+        command = [sys.executable, '-c', script, *tasks]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+        return {line.split()[0]: (line.split()[1], int(line.split()[2])) for line in done.stdout.splitlines()}
+
+    killed = run(*(f'k{point}:{point}' for point in points))
+    ends = {how for how, _ in killed.values()}
+    assert ends == {'killed', 'done'}  # all requests of an upload were tried
+    for point in points:
+        there = Run(tmp_path / f'there{point}', f's3://data/k{point}')
+        found = there.mirror.fetch()
+        assert found is not None
+        assert found.name in (name(2), name(4))
+        assert files(there.root / found.name) == files(local.root / found.name)
+    again = run(*(f'k{point}:0' for point in points))
+    for point in points:
+        assert again[f'k{point}'][0] == 'done'
+        if killed[f'k{point}'][0] == 'killed':
+            # Nothing twice but small files, and the one request that the kill may have let through.
+            assert killed[f'k{point}'][1] + again[f'k{point}'][1] <= size + 5 * MIB + 100_000
+        there = Run(tmp_path / f'whole{point}', f's3://data/k{point}')
+        assert there.mirror.fetch() == Fetched(name(4), 'bucket')
+        assert files(there.root / name(4)) == files(local.root / name(4))
+        assert not any('unfinished' in key for key in keys(server, f'k{point}/'))
+    assert before.events == []
+
+
+@BOTH
+def test_a_server_killed_in_the_middle_and_started_again_gets_the_rest(server, machine, monkeypatch):
+    monkeypatch.setattr(s3, 'SINGLE_BYTES', 6 * MIB)
+    monkeypatch.setattr(s3, 'PART_BYTES', 5 * MIB)
+    run, count = machine(), s3.S3Bucket._count
+
+    def kill(self, size):
+        count(self, size)
+        if self.bytes_sent > 20 * MIB and server.process is not None:
+            server.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3.S3Bucket, '_count', kill)
+        run.publish(2, values=4 * MIB)
+        wait_for(lambda: run.recorded('upload_failed'), 60, 'a failure')
+    assert whole_ones_on_disk(server) == []
+    server.start()
+    assert run.mirror.flush(60)
+    assert run.mirror.lag() == (name(2), 0, 0.0)
+    assert 'no answer from' in run.recorded('upload_failed')[0]['reason']
+    assert any('tried again; training goes on' in text for text in run.said)
+    assert any('answers again' in text for text in run.said)
+    second = machine()
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert files(second.root / name(2)) == files(run.root / name(2))
+
+
+def whole_ones_on_disk(server):
+    return list((server.folder / BUCKET).rglob('manifest.json'))
+
+
+def test_what_a_killed_start_left_on_its_disk_goes_up_at_the_next(server, machine):
+    run = machine(start=False)
+    for batch in (2, 3, 4, 5):
+        run.train(batch)
+    object_path = run.root / name(2) / 'model.safetensors'
+    os.truncate(object_path, 10)  # damaged since: nobody else's copy may be replaced by it
+    run.mirror.start()
+    run.mirror.catch_up(keep=1, stage_ends={2, 3})
+    assert run.mirror.flush(30)
+    assert whole_ones(server) == [name(3), name(5)]
+    assert f'{name(2)} is not whole' in run.recorded('upload_failed')[0]['reason']
+
+
+def test_a_download_that_was_killed_goes_on_with_the_files_it_has(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    draft = second.root / f'.writing-fetched-{name(2)}'
+    draft.mkdir()
+    (draft / 'model.safetensors').write_bytes((first.root / name(2) / 'model.safetensors').read_bytes())
+    (draft / 'optimizer-0000.safetensors').write_bytes(b'torn')
+    (draft / 'optimizer-0001.safetensors').write_bytes(b'of another save')
+    kept = (draft / 'model.safetensors').stat().st_ino
+    second.mirror.fetch()
+    assert files(second.root / name(2)) == files(first.root / name(2))
+    assert (second.root / name(2) / 'model.safetensors').stat().st_ino == kept
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'words'),
+    [
+        ('optimizer-0000.safetensors', lambda old: old[:-1] + b'!', 'does not hash'),
+        ('model.safetensors', lambda old: old[:-9], 'bytes instead of'),
+        ('state.json', lambda old: None, 'state.json is missing'),
+        ('manifest.json', lambda old: old[:99], 'cannot be read'),
+        ('manifest.json', lambda old: b'{"format": 2, "files": {}}', 'has format 2'),
+        ('manifest.json', lambda old: old.replace(b'state.json', b'../../evil'), 'does not list the files'),
+    ],
+)
+def test_a_damaged_checkpoint_is_recorded_and_the_one_before_is_taken(server, machine, file, content, words):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    damage(server, name(4), file, content)
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert is_whole(second.root / name(2))
+    (fallback,) = second.recorded('fallback')
+    assert fallback['path'] == f'{URL}/checkpoints/{name(4)}'
+    assert words in fallback['reason']
+    assert fallback['instead'] == f'{name(2)} (bucket)'
+
+
+def damage(server, checkpoint, file='model.safetensors', content=lambda old: b'x'):
+    """Replaces an object, or deletes it."""
+    where = {'Bucket': BUCKET, 'Key': f'runs/tiny/checkpoints/{checkpoint}/{file}'}
+    new = content(server.client().get_object(**where)['Body'].read())
+    client = server.client()
+    client.delete_object(**where) if new is None else client.put_object(**where, Body=new)
+
+
+def test_an_object_that_its_server_has_lost_half_of_is_damaged(server, machine):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    os.truncate(object_file(server, name(4), 'model.safetensors'), 9)
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert 'breaks off each time' in second.recorded('fallback')[0]['reason']
+
+
+def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_by_again(server, machine):
+    first, second, third = machine(), machine(start=False), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    model = object_file(server, name(4), 'model.safetensors')
+    model.write_bytes(model.read_bytes()[:-1] + b'!')  # the server's own hash of it stays as it was
+    second.mirror.start()
+    second.mirror.fetch()
+    second.publish(4)
+    assert second.mirror.flush(30)
+    assert third.mirror.fetch() == Fetched(name(4), 'bucket')
+    assert files(third.root / name(4)) == files(first.root / name(4))
+
+
+def test_checkpoints_of_which_none_is_whole_are_no_reason_to_start_over(server, machine):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    for batch in (2, 4):
+        damage(server, name(batch))
+    with pytest.raises(UserError, match=r'none of them is whole.*does not start over') as caught:
+        second.mirror.fetch()
+    assert all(f'{URL}/checkpoints/{name(batch)}' in str(caught.value) for batch in (2, 4))
+    second.train(1)
+    assert second.mirror.fetch() == Fetched(name(1), 'disk')
+    assert len(second.recorded('fallback')) == 2
+
+
+def test_a_local_checkpoint_that_is_damaged_is_set_aside_for_the_one_in_the_bucket(server, machine):
+    run = machine()
+    run.publish(2)
+    assert run.mirror.flush(30)
+    whole = files(run.root / name(2))
+    os.truncate(run.root / name(2) / 'model.safetensors', 9)
+    assert run.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert files(run.root / name(2)) == whole
+    assert (run.root / f'{name(2)}.broken').is_dir()
+    assert run.recorded('fallback')[0]['path'] == str(run.root / name(2))
+
+
+def test_other_bits_of_the_same_batch_replace_those_in_the_bucket(server, machine):
+    first, third = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    second = machine()
+    second.publish(2, seed=1)
+    assert second.mirror.flush(30)
+    assert third.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert files(third.root / name(2)) == files(second.root / name(2)) != files(first.root / name(2))
+
+
+# ---------------------------------------------------------------- retention
+
+
+@BOTH
+def test_retention_counts_what_is_in_the_bucket_and_spares_stage_ends_and_what_others_wrote(server, machine):
+    first = machine()
+    for batch in (2, 4, 6, 8):
+        first.publish(batch, keep=9, stage_ends={4})
+        assert first.mirror.flush(30)
+    client = server.client()
+    foreign = ['ba00000003/notes.txt', 'ba00000002/notes.txt', 'ba-mine/manifest.json', 'other']
+    for key in foreign:
+        client.put_object(Bucket=BUCKET, Key=f'runs/tiny/checkpoints/{key}', Body=b'mine')
+    unfinished = f'runs/tiny/checkpoints/{name(5)}'
+    client.copy_object(
+        Bucket=BUCKET, Key=f'{unfinished}/unfinished.json',
+        CopySource={'Bucket': BUCKET, 'Key': f'runs/tiny/checkpoints/{name(4)}/manifest.json'},
+    )  # fmt: skip
+    client.put_object(Bucket=BUCKET, Key=f'{unfinished}/model.safetensors', Body=b'half')
+    second = machine()
+    second.mirror.fetch()
+    second.publish(10, keep=2, stage_ends={4})
+    assert second.mirror.flush(30)
+    assert whole_ones(server) == ['ba-mine', name(2), name(4), name(8), name(10)]
+    assert [event['path'] for event in second.recorded('delete')] == [f'{URL}/checkpoints/{name(6)}']
+    left = keys(server, 'runs/tiny/checkpoints/')
+    assert set(foreign) <= set(left)
+    assert not any(key.startswith((name(5), name(6))) for key in left)
+
+
+def test_leftovers_of_the_server_are_no_reason_to_keep_a_checkpoint(server, machine):
+    run = machine()
+    run.publish(2, keep=1)
+    assert run.mirror.flush(30)
+    object_file(server, name(2), '.tmp.0123456789abcdef').write_bytes(b'torn')  # of nanio, killed in a write
+    object_file(server, name(3), 'x').parent.mkdir()
+    object_file(server, name(3), '.tmp.0123456789abcdef').write_bytes(b'torn')
+    assert any('.tmp.' in key for key in keys(server))
+    run.publish(4, keep=1)
+    assert run.mirror.flush(30)
+    assert whole_ones(server) == [name(4)]
+    assert machine().mirror.fetch() == Fetched(name(4), 'bucket')
+
+
+def test_a_known_damaged_one_does_not_count_and_goes(server, machine):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    damage(server, name(4))
+    second.mirror.start()
+    second.mirror.fetch()
+    second.publish(5, keep=2)
+    assert second.mirror.flush(30)
+    assert whole_ones(server) == [name(2), name(5)]
+
+
+# ---------------------------------------------------------------- two starts on one bucket
+
+
+@BOTH
+def test_the_newer_start_wins_and_the_older_one_stops_before_it_publishes(server, machine):
+    first = machine()
+    first.publish(2)
+    assert first.mirror.flush(30)
+    second = machine()
+    first.publish(4)
+    assert not first.mirror.flush(30)
+    failure = first.mirror.failure()
+    assert isinstance(failure, UserError)
+    assert f'(process {os.getpid()}) took this run over at 20' in str(failure)
+    assert 'this process stops' in str(failure)
+    assert first.mirror.in_use() == set()
+    assert whole_ones(server) == [name(2)]
+    second.publish(6)
+    assert second.mirror.flush(30)
+    assert second.mirror.failure() is None
+    assert whole_ones(server) == [name(2), name(6)]
+
+
+def test_a_takeover_in_the_middle_of_an_upload_is_seen_before_its_manifest(server, machine, monkeypatch):
+    first, count = machine(), s3.S3Bucket._count
+
+    def take_over(self, size):
+        count(self, size)
+        if self is first.mirror._bucket and self.bytes_sent > 4 * MIB and len(taken) == 0:
+            taken.append(True)
+            machine()
+
+    taken: list[bool] = []
+    monkeypatch.setattr(s3.S3Bucket, '_count', take_over)
+    first.publish(2, values=2 * MIB)
+    assert not first.mirror.flush(30)
+    assert taken
+    assert 'took this run over' in str(first.mirror.failure())
+    assert whole_ones(server) == []
+
+
+def test_an_owner_that_somebody_deleted_is_written_again(server, machine):
+    run = machine()
+    server.client().delete_object(Bucket=BUCKET, Key='runs/tiny/owner.json')
+    run.publish(2)
+    assert run.mirror.flush(30)
+    assert 'owner.json' in keys(server)
+
+
+# ---------------------------------------------------------------- what goes wrong at a start
+
+
+def test_wrong_keys_are_said_before_anything_is_done(server, machine, monkeypatch):
+    monkeypatch.setattr(s3, '_client', s3._client.__wrapped__)
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
+    with pytest.raises(UserError, match=r's3://data/runs/tiny/owner.json: .* does not accept the keys'):
+        machine()
+
+
+def test_a_missing_bucket_is_said_before_anything_is_done(server, machine):
+    with pytest.raises(UserError, match=r'there is no bucket nowhere at .*; make it'):
+        machine(url='s3://nowhere/run')
+
+
+def test_a_server_that_does_not_answer_is_waited_for_and_then_said(server, machine, monkeypatch):
+    monkeypatch.setattr(s3, '_client', s3._client.__wrapped__)
+    monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{free_port()}')
+    run = machine(start=False, patience_seconds=0.1)
+    with pytest.raises(Unreachable, match='no answer from'):
+        run.mirror.start()
+    assert any('Waiting for the bucket' in text for text in run.said)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='mounts a small disk, as root')
+def test_a_disk_without_room_for_the_checkpoint_is_said(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2, values=MIB)
+    assert first.mirror.flush(30)
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1M', 'none', str(second.folder)], check=True)
+    try:
+        with pytest.raises(UserError, match=r'cannot be stored here .No space left.*TMPDIR'):
+            second.mirror.fetch()
+    finally:
+        subprocess.run(['umount', str(second.folder)], check=True)
+
+
+def test_the_local_folder_is_the_same_at_each_start_and_another_for_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    folder = local_folder('s3://data/a', 'tiny')
+    assert folder == local_folder('s3://data/a/', 'tiny')
+    assert folder.is_dir()
+    assert folder.parent == tmp_path / f'rewarm-{os.getuid()}'
+    assert folder.name.startswith('tiny-')
+    assert folder != local_folder('s3://data/b', 'tiny')
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'file'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'cannot be made .*TMPDIR'):
+        local_folder('s3://data/a', 'tiny')
+
+
+# ---------------------------------------------------------------- training never waits
+
+
+def test_a_server_that_hangs_holds_up_neither_training_nor_the_end_of_the_process(server, tmp_path):
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.resume.mirrored import Run
+run = Run(Path({str(tmp_path / 'run')!r}))
+run.mirror.start()
+print('started', flush=True)
+sys.stdin.readline()
+longest = 0
+for batch in range(1, 9):
+    name = run.train(batch)
+    begun = time.monotonic()
+    run.mirror.publish(name, keep=2, stage_ends={{3}})
+    run.mirror.in_use(), run.mirror.lag(), run.mirror.failure()
+    longest = max(longest, time.monotonic() - begun)
+begun = time.monotonic()
+assert not run.mirror.flush(1)
+flushed = time.monotonic() - begun
+run.mirror.close()
+print(longest, flushed, sorted(run.mirror.in_use()), run.mirror.lag().batches, *run.said, sep='|', flush=True)
+sys.exit(75)
+"""
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, **pipes) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == 'started\n'
+        server.freeze()
+        begun = time.monotonic()
+        child.stdin.write('\n')
+        child.stdin.flush()
+        assert child.wait(60) == 75
+        seconds = time.monotonic() - begun
+        longest, flushed, waiting, batches, *said = child.stdout.read().strip().split('|')
+    server.thaw()
+    assert float(longest) < 0.2
+    assert 0.9 < float(flushed) < 3
+    assert seconds < 20
+    assert waiting == str([name(1), name(3), name(8)])  # at work, a stage's end, the newest
+    assert int(batches) == 8
+    assert any('8 batches' in text or 'batches behind' in text for text in said)
+    assert 'Not in s3://data/runs/tiny: ba00000001' in said[-1]

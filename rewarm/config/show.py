@@ -260,7 +260,7 @@ def _recommendation(plan: Plan) -> str:
     between = losses.seconds_between_kills
     best = daly_seconds(losses.save_stall_seconds, between)
     first = young_seconds(losses.save_stall_seconds, between)
-    bound = ', but no less than a save' if best < losses.save_seconds else ''
+    bound = ', but no less than a save and a batch' if interval and interval.seconds > 1.5 * best else ''
     notice = f', {losses.notice_share:.0%} of them with notice' if losses.notice_share else ''
     return (
         f'checkpoints.interval: {interval} for {plan.cost.recommended_goodput:.1%} '

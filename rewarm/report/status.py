@@ -96,7 +96,12 @@ class Status:
         """Why a stopped run stopped, as far as it said."""
         if self.ending is None:
             return 'killed without a word, or its machine is gone'
-        return f'{self.ending.event.replace("_", " ")}: {self.ending.fields.get("signal") or self.ending.fields.get("rank")}'
+        if self.ending.event == 'finished':
+            return 'finished once, but its last checkpoint is not here'
+        said = self.ending.fields
+        rank = f'rank {said["rank"]}' + (f' on {said["host"]}' if said.get('host') else '') if 'rank' in said else None
+        detail = said.get('signal') or rank or said.get('reason')
+        return self.ending.event.replace('_', ' ') + (f': {detail}' if detail else '')
 
     @property
     def eta_seconds(self) -> float | None:

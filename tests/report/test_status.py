@@ -59,7 +59,9 @@ def test_why_a_run_stopped(story):
     story.start().train(9).preempt(signal='the notice of aws: terminate')
     assert find_status(story.write()).reason == 'preempted: the notice of aws: terminate'
     story.start().train(9).event('rank_lost', rank=3, host='b', seconds=31)
-    assert find_status(story.write()).reason == 'rank lost: 3'
+    assert find_status(story.write()).reason == 'rank lost: rank 3 on b'
+    story.start().train(9).finish()
+    assert find_status(story.write()).reason == 'finished once, but its last checkpoint is not here'
 
 
 def test_a_finished_run_does_nothing(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,32 @@ def test_nothing_recorded_is_no_time(tmp_path):
     assert timeline.lives == ()
     assert (timeline.wall_seconds, timeline.goodput) == (0, None)
     assert json.dumps(timeline.seconds) == json.dumps(dict.fromkeys(KINDS, 0.0))
+
+
+def test_what_a_real_trainer_recorded_adds_up_by_arithmetic_of_its_lines():
+    folder = Path(__file__).parent / 'recorded'  # its README says how the run was broken
+    events = [json.loads(line) for line in (folder / 'events.jsonl').read_text().splitlines()]
+    metrics = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+    def clock(line):
+        return datetime.fromisoformat(line['time']).timestamp()
+
+    firsts = [event for event in events if event['event'] == 'first_batch']
+    began = [clock(event) - event['seconds'] for event in firsts]
+    seconds = {line['batch']: line['seconds'] for line in metrics}
+    timeline = find_timeline(read_run(folder))
+    assert timeline.wall_seconds == pytest.approx(clock(events[-1]) - began[0], abs=0.01)
+    assert sum(timeline.seconds.values()) == pytest.approx(timeline.wall_seconds, abs=1e-6)
+    assert timeline.seconds['training'] == pytest.approx(sum(seconds.values()))
+    starting = sum(event['seconds'] - seconds[event['batch']] for event in firsts)
+    assert timeline.seconds['starting'] == pytest.approx(starting, abs=0.01)
+    stalls = sum(event['stall_seconds'] for event in events if event['event'] == 'save')
+    assert timeline.seconds['saving'] == pytest.approx(stalls, abs=0.01)
+    assert [life.lost_batches for life in timeline.lives] == [7, 0, 0]
+    # Between the processes: 5 s and 3 s of waiting, and what a process takes to end and to begin.
+    first, second, third = timeline.lives
+    assert 5 < (second.began - first.ended).total_seconds() < 8
+    assert 3 < (third.began - second.ended).total_seconds() < 9
+    assert timeline.seconds['stopped'] == pytest.approx(
+        sum((b.began - a.ended).total_seconds() for a, b in [(first, second), (second, third)])
+    )

@@ -65,7 +65,7 @@ def plan(
         float | None, typer.Option(min=0, help='Seconds from a kill to the first batch after it.')
     ] = None,
     measured: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar='RUN_FOLDER', help='Take speed, preemptions and saves from a run of this model on such machines.'
         ),
@@ -201,7 +201,9 @@ def convert(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar='RUN_FOLDER...', help='Run folders; several are compared.')],
+    runs: Annotated[
+        list[str], typer.Argument(metavar='RUN_FOLDER...', help='Run folders, also s3://; several are compared.')
+    ],
     out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
 ) -> None:
     """Writes one self-contained HTML page: losses, rates, forgetting, recovery, preemptions, what ran."""
@@ -212,7 +214,9 @@ def report(
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(metavar='RUN_FOLDER', help='A run folder, of a run going on or not.')],
+    run: Annotated[
+        str, typer.Argument(metavar='RUN_FOLDER', help='A run folder, also s3://, of a run going on or not.')
+    ],
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
 ) -> None:
     """Says where a run is, who holds it, its last save, stops and goodput, when it ends, and what a start would do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Run:
     """All that a run folder holds, apart from checkpoints."""
 
     folder: Path
+    place: str
+    """The folder as it was given; of a run in a bucket, its URL."""
     name: str
     config: dict[str, Any]
     config_text: str
@@ -111,7 +113,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
     """Reads one run folder.
 
     Args:
-        folder (str | Path): The folder that ``run_folder`` names in the run's YAML.
+        folder (str | Path): The folder that ``run_folder`` names in the run's YAML, here or in a bucket.
         last_batches (int | None): Read about so many of the newest batches only, for a glance at a long run: whatever is
             derived from batches is then about these.
 
@@ -119,12 +121,14 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         Run: Its records; empty where a file is not there yet.
 
     Raises:
-        UserError: If the folder does not exist, holds no file of a run, or a file's content is of another kind.
+        UserError: If the folder does not exist, holds no file of a run, or a file's content is of another kind; or the
+            bucket cannot be read.
     """
     if '://' in str(folder):
-        raise UserError(
-            f'{folder}: a report reads local folders; copy the run folder here first (checkpoints not needed)'
-        )
+        from rewarm.report.shadow import shadow
+
+        with shadow(str(folder)) as copy:
+            return replace(read_run(copy, last_batches=last_batches), place=str(folder))
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f'{path}: no such folder')
@@ -141,6 +145,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
     evaluations = _newest_evaluations(read_lines(path / 'evals.jsonl', parse_evaluation, skipped))
     return Run(
         folder=path,
+        place=str(path),
         name=str(config.get('run_name') or path.resolve().name),
         config=config,
         config_text=config_text,

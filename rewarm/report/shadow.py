@@ -1,4 +1,4 @@
-"""A run folder in a bucket as a folder here that takes next to no room: its records whole, its checkpoints in outline."""
+"""A run folder in a bucket as a folder here that takes little room: its records whole, its checkpoints in outline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewarm.config.errors import UserError
 
 __all__ = ['shadow']
 
-RECORDS = ('config.yaml', 'plan.json', 'environment.json', 'metrics.jsonl', 'events.jsonl', 'owner.json')
+RECORDS = ('config.yaml', 'plan.json', 'environment.json', 'metrics.jsonl', 'evals.jsonl', 'events.jsonl', 'owner.json')
 MANIFEST = 'manifest.json'
 THREADS = 8
 

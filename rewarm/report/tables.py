@@ -146,7 +146,7 @@ def facts(run: Run) -> str:
     scalars = {k: v for k, v in run.environment.items() if isinstance(v, str | int | float) and str(v)}
     evaluated = {(line.set, line.tokens_evaluated) for line in run.evaluations if line.tokens_evaluated}
     entries = [
-        ('Run folder', run.folder),
+        ('Run folder', run.place),
         ('Model', ', '.join(str(model[key]) for key in ('name', 'init_from') if key in model)),
         ('Tokenizer', run.config.get('tokenizer')),
         ('Seed', run.config.get('seed')),

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from rewarm.buckets.bucket import open_bucket
+from tests.buckets.servers import BUCKET, S3Server
+
 TOKENS_PER_BATCH = 1024
 OLD_BATCHES = 1000
 NEW_BATCHES = 780
@@ -192,3 +195,22 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / 'runs' / (kwargs.get('name') or f'demo-{role}').replace('/', '_'), role, **kwargs)
 
     return make
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A real S3 server; puts a run folder into it."""
+    server = S3Server(tmp_path / 's3')
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+
+    def put(folder):
+        url = f's3://{BUCKET}/runs/story'
+        store = open_bucket(url)
+        for path in sorted(folder.rglob('*')):
+            if path.is_file():
+                store.upload(path, f'{url}/{path.relative_to(folder)}')
+        return url
+
+    yield put
+    server.stop()

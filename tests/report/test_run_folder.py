@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -106,13 +107,19 @@ def test_a_line_of_another_kind_is_named(tmp_path, line, message):
         read_run(tmp_path)
 
 
+def test_a_run_in_a_bucket_reads_like_the_folder(make_run, bucket):
+    folder = make_run('rewarm')
+    url = bucket(folder)
+    here, there = read_run(folder), read_run(url)
+    assert there.place == url
+    assert replace(there, folder=here.folder, place=here.place) == here
+
+
 def test_what_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match='no such folder'):
         read_run(tmp_path / 'none')
     with pytest.raises(UserError, match=r'not a run folder.*give the folder'):
         read_run(tmp_path)
-    with pytest.raises(UserError, match='local folders'):
-        read_run('s3://bucket/run')
     with pytest.raises(UserError, match='no run folder given'):
         read_runs([])
     for name, text in (('plan.json', '{'), ('plan.json', '[]'), ('config.yaml', 'a: [')):

@@ -9,13 +9,12 @@ from datetime import timedelta
 
 import pytest
 
-from rewarm.buckets.bucket import open_bucket
 from rewarm.config.errors import UserError
 from rewarm.report.run_folder import read_run
 from rewarm.report.show_status import duration_text, size_text, status_command, status_lines, to_json
 from rewarm.report.status import find_status
 from rewarm.report.timeline import find_timeline
-from tests.buckets.servers import BUCKET, S3Server
+from tests.buckets.servers import BUCKET
 from tests.report.story import CHECKPOINT_BYTES, Story
 
 
@@ -159,25 +158,6 @@ def test_how_far_the_bucket_is_behind(story, tmp_path):
     content = to_json(find_status(story.folder, now=story.now))['bucket']
     assert content['waiting_checkpoints'] == 2
     assert content['failure'] == {'reason': 'connection refused', 'attempt': 3, 'retry_in_seconds': 8}
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """A real S3 server; puts a run folder into it."""
-    server = S3Server(tmp_path / 's3')
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-
-    def put(folder):
-        url = f's3://{BUCKET}/runs/story'
-        store = open_bucket(url)
-        for path in sorted(folder.rglob('*')):
-            if path.is_file():
-                store.upload(path, f'{url}/{path.relative_to(folder)}')
-        return url
-
-    yield put
-    server.stop()
 
 
 def test_a_run_in_a_bucket_is_told_without_its_tensors(story, bucket):

@@ -9,6 +9,7 @@ from rewarm.model.attention import attention_named, choose_backend
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.ops import choose_ops
 from rewarm.model.pythia import Pythia, init_weights
+from rewarm.model.trial import try_ops
 from rewarm.model.weights import load_hf
 from rewarm.start import announce, on_rank_zero
 
@@ -37,7 +38,9 @@ def build_model(config: RunConfig, device: Any, *, initialise: bool) -> PythiaFo
     # Times differ between ranks, and kernels in their rounding: one rank chooses for all.
     choice = on_rank_zero(lambda: choose_backend(config.model.attention, where, shape=work, dtype=dtype))
     attention = attention_named(choice)
-    ops = choose_ops(config.model.kernels.choices, where, attention)
+    kernels = config.model.kernels.choices
+    faults = on_rank_zero(lambda: try_ops(kernels, where, attention, shape=shape, gelu=config.model.gelu, dtype=dtype))
+    ops = choose_ops(kernels, where, attention, faults)
     announce(
         f'Operations: {ops.description}{", layers compiled" if config.model.compile else ""}. '
         f'Attention: {attention.description}. Computing in {config.precision}.'

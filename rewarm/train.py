@@ -4,6 +4,7 @@ Position is the only state besides tensors: the number of batches behind the run
 data and the seeds. So every start does the same: find the newest whole checkpoint, see which stages remain, go on.
 """
 
+import gc
 import socket
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from rewarm.resume.heartbeat import Heartbeat
 from rewarm.resume.notice import NoticeWatcher
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
 from rewarm.resume.saving import BackgroundSaver
-from rewarm.resume.spike_guard import RollBack, SpikeGuard
+from rewarm.resume.spike_guard import RollBack, SpikeGuard, SpikeStop
 from rewarm.resume.spikes import WINDOW, SpikePolicy
 from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
 from rewarm.resume.store import RunStore, working_folder
@@ -114,8 +115,11 @@ def run(config: RunConfig) -> int:
             try:
                 return _go_on(this)
             except RollBack as back:
-                events.record('rollback', batch=back.batch, reason=back.reason)
-                announce(f'{back}. Back to the newest checkpoint.')
+                newest = store.latest()
+                events.record('rollback', batch=back.batch, tokens=back.tokens, to=newest, reason=back.reason)
+                announce(f'{back}. Back to {newest or "the beginning"}.')
+                gc.collect()  # or the model of before stays beside the next one
+                torch.cuda.empty_cache()
             except Exception as error:
                 cause = watchdog.explain(error)  # a peer that is gone shows here as a broken connection
                 if cause is None:
@@ -261,23 +265,23 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         load_path=None,
         autoresume=False,
     )
-    rolled_back = None
+    stopped = None
     if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
         trainer.eval()
         eval_records.write(state.batch)
     try:
         if state.batch < stage.end_batch:
             trainer.fit()
-    except RollBack as back:  # on every rank, so that all of them clear up
+    except (RollBack, SpikeStop) as error:  # on every rank, so all of them clear up together
         training.saver.finish()
-        rolled_back = back
+        stopped = error
     after = RunState(
         batch=int(trainer.state.timestamp.batch), algorithms={'Rewarm': rewarm.state_dict()}, stages=state.stages
     )
     trainer.close()
     release([train.dataset, *(each.dataset for each in evals.values())])
-    if rolled_back is not None:
-        raise rolled_back
+    if stopped is not None:
+        raise stopped
     if after.batch == stage.end_batch:
         events.record_once('stage_end')
     return after

@@ -11,7 +11,7 @@ from torch import Tensor
 from rewarm.config.errors import UserError
 from rewarm.resume.spikes import SpikePolicy, Verdict
 
-__all__ = ['RollBack', 'SpikeGuard']
+__all__ = ['RollBack', 'SpikeGuard', 'SpikeStop']
 
 
 class EventLog(Protocol):
@@ -36,6 +36,10 @@ class RollBack(Exception):
         self.batch = batch
         self.tokens = tokens
         self.reason = reason
+
+
+class SpikeStop(UserError):
+    """Ends the run on all ranks, before a batch's update."""
 
 
 class SpikeGuard(Algorithm):
@@ -83,7 +87,7 @@ class SpikeGuard(Algorithm):
 
         Raises:
             RollBack: If that is to be done; on every rank, and before the update.
-            UserError: If the run is to stop; likewise.
+            SpikeStop: If the run is to stop; likewise.
         """
         if event == Event.BEFORE_TRAIN_BATCH:
             self._losses, self._num_samples = [], 0
@@ -115,7 +119,7 @@ class SpikeGuard(Algorithm):
         if verdict.action == 'rollback':
             raise RollBack(**where, reason=verdict.reason)
         if verdict.action == 'stop':
-            raise UserError(
+            raise SpikeStop(
                 f'batch {batch:,}: {verdict.reason}. It was not trained on; the newest checkpoint stands. '
                 'Look at its data, the learning rate and the machine, or write another `spikes.on_nan` or `spikes.on_spike`'
             )

@@ -87,6 +87,11 @@ class RunStore:
         from_bucket = fetched is not None and (fetched.name, fetched.where) == (found.path.name, 'bucket')
         return found, 'bucket' if from_bucket else 'disk'
 
+    def latest(self) -> str | None:
+        """The newest checkpoint's name, as the last save or start left it."""
+        path = self.checkpoints / 'latest'
+        return path.read_text().strip() if path.exists() else None
+
     def begin(self, stage_ends: Collection[int]) -> None:
         """Lets the bucket catch up with what earlier starts left here; for the rank that holds the run.
 

@@ -14,7 +14,7 @@ SAVE_BYTES_PER_SECOND = 250e6
 RESTART_SECONDS = 180.0
 """Assumed time from a kill to the first new batch: a machine, an import, a checkpoint loaded. Measure yours."""
 
-TIDY = '1sec 2sec 3sec 5sec 10sec 15sec 20sec 30sec 45sec 1min 90sec 2min 3min 5min 10min 15min 20min 30min 45min 1h 2h 3h 6h'
+TIDY = '1sec 2sec 3sec 5sec 7sec 10sec 15sec 20sec 30sec 45sec 1min 90sec 2min 3min 4min 5min 7min 10min 15min 20min 30min 45min 1h 2h 3h 6h'
 """Intervals that are recommended. Around the best one goodput is so flat that the nearest of these loses next to nothing."""
 
 DAY = 86400

@@ -112,7 +112,7 @@ def test_never_below_the_time_of_a_save_or_a_batch():
 
 def test_recommendations_are_spelled_as_a_run_file_spells_them():
     losses = [Losses(0.3, 1, 60, preemptions_per_day=rate) for rate in (0.01, 1, 10, 1000, 100_000)]
-    assert [str(recommend_interval(each)) for each in losses] == ['45min', '3min', '1min', '5sec', '1sec']
+    assert [str(recommend_interval(each)) for each in losses] == ['45min', '4min', '1min', '7sec', '1sec']
     assert all(str(recommend_interval(each)) in TIDY for each in losses)
 
 

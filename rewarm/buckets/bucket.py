@@ -15,12 +15,10 @@ from typing import BinaryIO, NamedTuple
 
 from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
 from rewarm.buckets.parallel import in_parallel
+from rewarm.config.buckets import SCHEMES
 from rewarm.config.errors import UserError
 
 __all__ = ['Bucket', 'Entry', 'is_bucket', 'open_bucket', 'split_url']
-
-SCHEMES = ('s3', 'gs', 'az')
-"""S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
 
 READ_BYTES = 8 << 20
 """Bytes of one read: large enough that a round trip hardly counts, small beside the memory bound."""

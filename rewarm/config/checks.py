@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from rewarm.config.buckets import SCHEMES
 from rewarm.config.card import DatasetCard, read_card
 from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
@@ -43,6 +44,7 @@ def find_problems(
     """
     checks: tuple[Callable[[RunConfig], Iterable[Finding]], ...] = (
         _check_names,
+        _check_run_folder,
         _check_places,
         _check_shares,
         _check_units,
@@ -131,6 +133,14 @@ def _places(config: RunConfig) -> Iterator[tuple[Loc, StreamConfig | EvalSetConf
             yield ('stages', index, 'train', 'streams', number), stream
     for index, item in enumerate(config.eval.sets):
         yield ('eval', 'sets', index), item
+
+
+def _check_run_folder(config: RunConfig) -> Iterator[Finding]:
+    scheme, separator, rest = config.run_folder.partition('://')
+    if separator and (scheme not in SCHEMES or not rest.strip('/').partition('/')[2]):
+        known = ', '.join(f'`{each}://bucket/prefix`' for each in SCHEMES)
+        text = f'`run_folder`: {config.run_folder} is no place for a run. Write a folder, or {known}'
+        yield ('run_folder',), text
 
 
 def _check_places(config: RunConfig) -> Iterator[Finding]:

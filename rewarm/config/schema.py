@@ -318,7 +318,7 @@ class RunConfig(Section):
     run_name: Name
     """The run's name."""
     run_folder: Text
-    """Where everything the run writes goes: a folder or `s3://bucket/prefix`, such as `runs/${run_name}`."""
+    """Where everything the run writes goes: a folder such as `runs/${run_name}`, or `s3://bucket/prefix` (also `gs://`, `az://`)."""
     seed: Annotated[int, Field(ge=0)] = 17
     """Seed of the order of samples, of new weights and of every batch."""
     max_seq_len: Positive

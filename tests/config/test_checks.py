@@ -301,3 +301,14 @@ def test_loggers_are_composers():
             named_by_the_run = {'filename', 'remote_file_name', 'overwrite'} if name == 'file' else set()
             parameters = inspect.signature(classes[name]).parameters
             assert known == tuple(key for key in parameters if key not in named_by_the_run), name
+
+
+@pytest.mark.parametrize('place', ['ftp://host/run', 'azure://container/run', 's3://', 's3://bucket', 'gs://bucket/'])
+def test_a_run_folder_that_is_no_place_for_a_run(problems_of, place):
+    (problem,) = problems_of(overrides=[f'run_folder={place}'])
+    assert f'`run_folder`: {place} is no place for a run. Write a folder, or `s3://bucket/prefix`, `gs://' in problem
+
+
+@pytest.mark.parametrize('place', ['s3://bucket/run', 'gs://bucket/a/run', 'az://container/run/', '/runs/a', 'runs/a'])
+def test_places_for_a_run(problems_of, place):
+    assert problems_of(overrides=[f'run_folder={place}']) == ()

@@ -1,14 +1,16 @@
 """The bare loop around real processes: what each exit code leads to, signals on their way through, and its bound."""
 
+import os
 import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, Run
 
 LOOP = ROOT / 'scripts/launch/loop.sh'
 # Its n-th start does what the n-th line of `script` says: an exit code, and `save` to publish a checkpoint before.
@@ -139,8 +141,52 @@ def test_without_a_command_it_says_how_it_is_used(tmp_path):
     assert (done.returncode, done.stderr.split()[0]) == (2, 'usage:')
 
 
+@pytest.mark.slow
+def test_a_real_run_whose_rank_and_launcher_are_killed(make_run):
+    longer = (
+        'stages.0.max_duration=50ba',
+        'stages.1.max_duration=50ba',
+        'checkpoints.interval=5ba',
+        'eval.interval=50ba',
+    )
+    straight, run = make_run('straight'), make_run()
+    straight.finish(*longer, ranks=2)
+    command = ['bash', str(LOOP), str(run.folder), *run.command(*longer, ranks=2)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'BACKOFF_SECONDS': '1'}
+    loop = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for batch, victim in ((15, 'rank'), (50, 'launcher')):
+            end = time.monotonic() + 120
+            while number_of_batches(run) < batch:
+                assert time.monotonic() < end, batch
+                time.sleep(0.05)
+            launcher = psutil.Process(loop.pid).children()[0]
+            ranks = [child for child in launcher.children() if child.environ().get('RANK')]
+            assert len(ranks) == 2
+            # Without their launcher nobody would tell the ranks, and they would hold the run: all are killed, as with a container.
+            for process in [ranks[1]] if victim == 'rank' else [launcher, *ranks]:
+                process.kill()
+        output, _ = loop.communicate(timeout=240)
+    finally:
+        for process in psutil.Process(loop.pid).children(recursive=True) if loop.poll() is None else ():
+            process.kill()
+        loop.kill()
+    assert loop.returncode == 0, output
+    assert 'exit code 75: starting again' in output
+    assert 'exit code 137: starting again in 1 s' in output
+    assert [event['event'] for event in run.lines('events')].count('run_start') == 3
+    assert run.losses() == straight.losses()
+    assert run.weights() == straight.weights()
+
+
 def wait_for(path: Path) -> None:
     end = time.monotonic() + 20
     while not path.exists():
         assert time.monotonic() < end, path
         time.sleep(0.05)
+
+
+def number_of_batches(run: Run) -> int:
+    """Lines of metrics so far; the last one may be half written."""
+    path = run.folder / 'metrics.jsonl'
+    return path.read_bytes().count(b'\n') if path.exists() else 0

@@ -63,3 +63,16 @@ def test_what_an_exit_code_leads_to():
 def test_setup_is_a_target_of_the_makefile():
     assert YAML(typ='safe', pure=True).load(TASK.read_text())['setup'] == 'make env'
     assert '\nenv:' in (ROOT / 'Makefile').read_text()
+
+
+@pytest.mark.slow
+def test_what_it_runs_trains(make_run):
+    run = make_run()
+    machine = {'SKYPILOT_NUM_NODES': '1', 'SKYPILOT_NODE_RANK': '0', 'SKYPILOT_NUM_GPUS_PER_NODE': '1'}
+    env = {**os.environ, **machine, 'SKYPILOT_NODE_IPS': '127.0.0.1\n', 'RUN': str(run.file), 'MASTER_PORT': '29517'}
+    script = YAML(typ='safe', pure=True).load(TASK.read_text())['run']
+    done = subprocess.run(
+        ['bash', '-c', script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.lines('events')[-1]['event'] == 'finished'

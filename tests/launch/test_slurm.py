@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, Run
 from tests.launch.slurm_cluster import SlurmCluster, wait_until
+from tests.launch.test_loop import number_of_batches
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -60,7 +61,7 @@ class Job:
         return self.cluster.job(self.number)[key]
 
     def wait_for_batch(self, batch: int) -> None:
-        wait_until(lambda: len(self.run.lines('metrics')) >= batch, 90, lambda: f'batch {batch}: {self.text()}')
+        wait_until(lambda: number_of_batches(self.run) >= batch, 90, lambda: f'batch {batch}: {self.text()}')
 
     def wait_for_state(self, state: str, seconds: float) -> None:
         wait_until(

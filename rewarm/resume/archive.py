@@ -83,6 +83,8 @@ class Archive:
         there = self._list(name).get(name, _Kept({}))
         if there.is_whole and name not in self.damaged:
             if self.bucket.read(f'{top}/{MANIFEST_FILE}') == text and not _wrong_sizes(files, there):
+                if UNFINISHED_FILE in there.objects:
+                    self._close(name)
                 return False
         if there.is_whole:  # other bits of the same batch, or damaged ones: nobody may take it while it changes
             self.remove(name)
@@ -93,9 +95,8 @@ class Archive:
         before_manifest()
         before_write()
         self.bucket.write(f'{top}/{MANIFEST_FILE}', text)
-        self.bucket.delete(f'{top}/{UNFINISHED_FILE}')
         self.damaged.discard(name)
-        self.bucket.write(f'{self.url}/latest', f'{name}\n'.encode())
+        self._close(name)
         return True
 
     def download(self, name: str, root: Path) -> Path:
@@ -189,6 +190,11 @@ class Archive:
         self.bucket.forget_uploads(top)
         self.bucket.delete(f'{top}/{UNFINISHED_FILE}')
         return True
+
+    def _close(self, name: str) -> None:
+        """What follows a manifest; ``latest`` is for people and scripts."""
+        self.bucket.write(f'{self.url}/latest', f'{self.names()[-1]}\n'.encode())
+        self.bucket.delete(f'{self.url}/{name}/{UNFINISHED_FILE}')
 
     def _list(self, name: str = '') -> dict[str, _Kept]:
         """Folders called ``ba...``, oldest first; hidden objects are a server's own leftovers."""

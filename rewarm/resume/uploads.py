@@ -200,7 +200,7 @@ class Uploads:
                 wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1)
                 reason = str(error)
                 if reason != said or attempt & (attempt - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
-                    self._record('upload_failed', reason=reason, attempt=attempt, retry_in_seconds=round(wait, 1))
+                    self._record('upload_failed', reason=reason, attempt=attempt, retry_in_seconds=round(wait, 2))
                 if not said:
                     self._say(f'Upload failed and is tried again; training goes on. {reason}')
                 said = reason

@@ -35,7 +35,7 @@ class Run:
         JsonLines(self.folder / 'events.jsonl').append([{'time': f'2026-01-01T00:00:{batch:02d}', 'event': 'save'}])
         generator = torch.Generator().manual_seed(batch + 1000 * seed)
         tensors = {'a': torch.rand(values, generator=generator), 'b': torch.arange(3.0)}
-        moments = {'a.exp_avg': torch.rand(values, generator=generator)}
+        moments = {'b.exp_avg': torch.rand(3, generator=generator)}
         return write(self.root, batch=batch, model=tensors, optimizer=moments, state={'tokens': batch}).name
 
     def publish(self, batch: int, *, keep: int = 3, stage_ends=(), **options) -> str:

@@ -166,14 +166,14 @@ def upload(prefix, fatal_request):
         nonlocal requests
         requests += 1
         if requests == fatal_request:
-            print(prefix, 'killed', run.mirror._bucket.bytes_sent, flush=True)
+            print(prefix, 'killed', run.mirror._bucket.bytes_sent, requests, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args, **kwargs)
     botocore.client.BaseClient._make_api_call = counted
     run.mirror.start()
     run.mirror.publish(name(4), keep=3, stage_ends=set())
     assert run.mirror.flush(60)
-    print(prefix, 'done', run.mirror._bucket.bytes_sent, flush=True)
+    print(prefix, 'done', run.mirror._bucket.bytes_sent, requests, flush=True)
     os._exit(0)
 
 for task in sys.argv[1:]:
@@ -186,45 +186,50 @@ for task in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@BOTH
-def test_killed_at_any_request_the_bucket_is_whole_and_the_next_start_sends_the_rest(server, tmp_path, machine):
+@pytest.mark.parametrize(('server', 'step'), [('nanio', 3), ('rclone', 5)], indirect=['server'])
+def test_killed_at_any_request_the_bucket_is_whole_and_the_next_start_sends_the_rest(server, tmp_path, step):
     local = Run(tmp_path / 'run')
-    for batch in (2, 4):
-        local.train(batch, values=3 * MIB)  # files of 12 MiB: three parts each
+    local.train(2)
+    local.train(4, values=3 * MIB)  # a file of 12 MiB: three parts
     size = sum(path.stat().st_size for path in (local.root / name(4)).iterdir())
-    before = Run(tmp_path / 'before')
-    points = range(4, 34)
-    for point in points:
-        for path in (local.root / name(2)).iterdir():
-            key = f'k{point}/checkpoints/{name(2)}/{path.name}'
-            server.client().upload_file(str(path), BUCKET, key)
     script = KILLED.format(root=str(ROOT), folder=str(tmp_path))
 
     def run(*tasks):
         command = [sys.executable, '-c', script, *tasks]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
-        return {line.split()[0]: (line.split()[1], int(line.split()[2])) for line in done.stdout.splitlines()}
+        lines = [line.split() for line in done.stdout.splitlines()]
+        return {prefix: (how, int(sent), int(requests)) for prefix, how, sent, requests in lines}
 
+    requests = run('unbroken:0')['unbroken'][2]
+    points = range(4, requests + 1, step)  # before the fourth, a start claims the bucket and has sent nothing
+    for point in points:
+        for path in (local.root / name(2)).iterdir():
+            server.client().upload_file(str(path), BUCKET, f'k{point}/checkpoints/{name(2)}/{path.name}')
     killed = run(*(f'k{point}:{point}' for point in points))
-    ends = {how for how, _ in killed.values()}
-    assert ends == {'killed', 'done'}  # all requests of an upload were tried
+    assert {how for how, *_ in killed.values()} == {'killed'}
+    found = {}
     for point in points:
         there = Run(tmp_path / f'there{point}', f's3://data/k{point}')
-        found = there.mirror.fetch()
-        assert found is not None
-        assert found.name in (name(2), name(4))
-        assert files(there.root / found.name) == files(local.root / found.name)
+        fetched = there.mirror.fetch()
+        assert fetched is not None
+        found[point] = fetched.name
+        assert files(there.root / fetched.name) == files(local.root / fetched.name)
+    assert found[points[0]] == name(2)
+    assert found[points[-1]] == name(4)
     again = run(*(f'k{point}:0' for point in points))
     for point in points:
-        assert again[f'k{point}'][0] == 'done'
-        if killed[f'k{point}'][0] == 'killed':
-            # Nothing twice but small files, and the one request that the kill may have let through.
-            assert killed[f'k{point}'][1] + again[f'k{point}'][1] <= size + 5 * MIB + 100_000
+        how, sent, _ = again[f'k{point}']
+        assert how == 'done'
+        assert killed[f'k{point}'][1] + sent <= size + 100_000  # nothing twice but small files
         there = Run(tmp_path / f'whole{point}', f's3://data/k{point}')
         assert there.mirror.fetch() == Fetched(name(4), 'bucket')
         assert files(there.root / name(4)) == files(local.root / name(4))
-        assert not any('unfinished' in key for key in keys(server, f'k{point}/'))
-    assert before.events == []
+        left = keys(server, f'k{point}/checkpoints/')
+        assert not any('unfinished' in key for key in left)
+        assert (
+            server.client().get_object(Bucket=BUCKET, Key=f'k{point}/checkpoints/latest')['Body'].read()
+            == b'ba00000004\n'
+        )
 
 
 @BOTH
@@ -589,3 +594,67 @@ sys.exit(75)
     assert int(batches) == 8
     assert any('8 batches' in text or 'batches behind' in text for text in said)
     assert 'Not in s3://data/runs/tiny: ba00000001' in said[-1]
+
+
+@pytest.fixture
+def slow_link():
+    """An address in a network of its own, and what sets the rate of the link to it."""
+    if os.geteuid() != 0:
+        pytest.skip('makes a network namespace, as root')
+    space, link, number = f'rw{os.getpid()}', f'rw{os.getpid()}', os.getpid() % 250
+
+    def ip(*arguments):
+        subprocess.run(arguments, check=True, capture_output=True, text=True)
+
+    def rate(kilobits):
+        ip('tc', 'qdisc', 'replace', 'dev', link, 'root', 'tbf', 'rate', f'{kilobits}kbit', 'burst', '32kbit',
+           'latency', '400ms')  # fmt: skip
+
+    try:
+        ip('ip', 'netns', 'add', space)
+        ip('ip', 'link', 'add', link, 'type', 'veth', 'peer', 'name', 'inside', 'netns', space)
+        ip('ip', 'address', 'add', f'10.213.{number}.1/30', 'dev', link)
+        ip('ip', 'link', 'set', link, 'up')
+        ip('ip', '-n', space, 'address', 'add', f'10.213.{number}.2/30', 'dev', 'inside')
+        ip('ip', '-n', space, 'link', 'set', 'inside', 'up')
+        rate(1_000_000)
+        yield f'10.213.{number}.2', ('ip', 'netns', 'exec', space), rate
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        pytest.skip(f'no network namespace with a rate here: {getattr(error, "stderr", error)}')
+    finally:
+        subprocess.run(['ip', 'netns', 'delete', space], capture_output=True, check=False)
+        subprocess.run(['ip', 'link', 'delete', link], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_over_a_slow_link_training_goes_on_and_the_lag_is_told_until_it_is_made_up(slow_link, tmp_path, monkeypatch):
+    host, within, rate = slow_link
+    server = S3Server(tmp_path / 's3', host=host, within=within)
+    try:
+        for key, value in server.variables.items():
+            monkeypatch.setenv(key, value)
+        run, longest = Run(tmp_path / 'machine'), 0.0
+        run.mirror.start()
+        rate(2000)  # 3 MiB take 12 s
+        for batch in (2, 4, 6, 8):
+            checkpoint = run.train(batch, values=3 * MIB // 4)
+            begun = time.monotonic()
+            run.mirror.publish(checkpoint, keep=3, stage_ends=set())
+            longest = max(longest, time.monotonic() - begun)
+        assert longest < 0.2
+        time.sleep(1)
+        lag = run.mirror.lag()
+        assert (lag.newest, lag.batches) == (None, 8)
+        assert lag.seconds >= 1
+        assert any('6 batches behind' in text for text in run.said)
+        assert run.mirror.in_use() == {name(2), name(8)}
+        assert not run.mirror.flush(0.2)
+        wait_for(lambda: run.mirror.lag().newest == name(2), 90, 'an upload at 2 Mbit/s')
+        rate(1_000_000)
+        assert run.mirror.flush(60)
+        assert run.mirror.lag() == (name(8), 0, 0.0)
+        assert run.recorded('upload_failed') == []
+        assert 8 < run.recorded('upload')[0]['seconds']
+        run.mirror.close()
+    finally:
+        server.stop()

@@ -8,7 +8,19 @@ from typing import Literal
 from rewarm.config.errors import UserError
 from rewarm.resume.preemption import EXIT_PREEMPTED
 
-__all__ = ['Cause', 'Member', 'exit_code_of', 'find_failed', 'find_hung', 'find_lost', 'may_be_an_echo']
+__all__ = [
+    'STARTING_PATIENCE',
+    'Cause',
+    'Member',
+    'exit_code_of',
+    'find_failed',
+    'find_hung',
+    'find_lost',
+    'may_be_an_echo',
+]
+
+STARTING_PATIENCE = 3.0
+"""Until a stage's first batch is done: downloads and compilation, and imports that hold the interpreter's lock."""
 
 EXIT_USER_ERROR = 2
 EXIT_BUG = 1
@@ -27,7 +39,7 @@ class Member:
         count (int): How often it has progressed.
         where (str): What it was at then.
         idle_seconds (float): Since then.
-        limit_seconds (float): How long that may be.
+        patience (float): Times as long as usual that it may be idle or silent; more at its start.
         silent_seconds (float): Since it was last heard; 0 for the rank that looks.
         closed_seconds (float): Since its connection was closed; 0 if it was not.
         left (tuple[int, str] | None): Exit code and reason, if it has said that it leaves.
@@ -39,7 +51,7 @@ class Member:
     count: int = 0
     where: str = 'its start'
     idle_seconds: float = 0.0
-    limit_seconds: float = float('inf')
+    patience: float = STARTING_PATIENCE
     silent_seconds: float = 0.0
     closed_seconds: float = 0.0
     left: tuple[int, str] | None = None
@@ -115,7 +127,8 @@ def find_lost(members: Iterable[Member], *, silent_seconds: float, closed_second
     lost = [
         member
         for member in members
-        if member.left is None and (member.silent_seconds >= silent_seconds or member.closed_seconds >= closed_seconds)
+        if member.left is None
+        and (member.silent_seconds >= silent_seconds * member.patience or member.closed_seconds >= closed_seconds)
     ]
     if not lost:
         return None
@@ -123,17 +136,18 @@ def find_lost(members: Iterable[Member], *, silent_seconds: float, closed_second
     return _cause('lost', member, member.silent_seconds)
 
 
-def find_hung(members: Iterable[Member]) -> Cause | None:
+def find_hung(members: Iterable[Member], *, idle_seconds: float) -> Cause | None:
     """The rank that the others wait for, once nobody has progressed for longer than it may.
 
     Args:
         members (Iterable[Member]): The ranks that are watched.
+        idle_seconds (float): Without progress, that mean it.
 
     Returns:
         Cause | None: The one with the least progress.
     """
     here = [member for member in members if member.left is None]
-    if not here or any(member.idle_seconds < member.limit_seconds for member in here):
+    if not here or any(member.idle_seconds < idle_seconds * member.patience for member in here):
         return None
     member = min(here, key=lambda member: (member.count, -member.idle_seconds))
     return _cause('hung', member, member.idle_seconds)

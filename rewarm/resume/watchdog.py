@@ -21,12 +21,18 @@ from rewarm.config.errors import UserError
 from rewarm.resume.backstop import Backstop
 from rewarm.resume.channel import Hub, Line, Message, Peer
 from rewarm.resume.preemption import EXIT_PREEMPTED
-from rewarm.resume.verdict import Cause, Member, exit_code_of, find_failed, find_hung, find_lost, may_be_an_echo
+from rewarm.resume.verdict import (
+    STARTING_PATIENCE,
+    Cause,
+    Member,
+    exit_code_of,
+    find_failed,
+    find_hung,
+    find_lost,
+    may_be_an_echo,
+)
 
 __all__ = ['Cause', 'Watchdog']
-
-STARTING_FACTOR = 3
-"""Until a stage's first batch is done, progress may take this many times as long: downloads, compilation."""
 
 CLEAN_UP_SECONDS = 60
 """A rank that failed may take this long to end; communicators of ranks that are gone can hang there."""
@@ -38,7 +44,8 @@ class Watchdog:
     Args:
         rank (int): This process's global rank.
         world_size (int): How many there are.
-        timeout_seconds (float): Without progress on any rank for this long, the run counts as hung.
+        timeout_seconds (float): Without progress on any rank for this long, the run counts as hung; this and silence
+            may last three times as long until ``progress`` has said that the first batch is done.
         agree (Callable): Runs a function on rank 0 and gives its result to every rank; called once, at the start.
         host (str | None): Rank 0's address. Default: ``MASTER_ADDR``, else this machine.
         record (Callable[..., object] | None): Writes an event.
@@ -190,8 +197,7 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while not self._is_over():
-                # Whoever is silent for longer than `gone_after_seconds` has been given up by the others.
-                self._backstop.arm(self.timeout_seconds if self.world_size == 1 else 2 * self.gone_after_seconds)
+                self._backstop.arm(self._longest_silence_seconds())
                 self._exchange(self.interval_seconds)
                 cause = self._find_cause()
                 if cause is not None and self._left is None:
@@ -209,6 +215,11 @@ class Watchdog:
         if self._left is not None and time.monotonic() > self._left_at + self.leave_seconds:
             self._told.set()  # as many as can be
         return self._closing and (self._told.is_set() or self.world_size == 1)
+
+    def _longest_silence_seconds(self) -> float:
+        """After which this process, whose threads cannot run, is of no use: the others have given it up."""
+        patience = 1.0 if self._progress[3] else STARTING_PATIENCE
+        return patience * (self.timeout_seconds if self.world_size == 1 else 2 * self.gone_after_seconds)
 
     def _exchange(self, seconds: float) -> None:
         """Tells and hears what is new, and lets some time pass."""
@@ -266,7 +277,7 @@ class Watchdog:
             'count': count,
             'where': where,
             'idle_seconds': time.monotonic() - at,
-            'limit_seconds': self.timeout_seconds * (1 if settled else STARTING_FACTOR),
+            'patience': 1.0 if settled else STARTING_PATIENCE,
             'left': self._left,
             'knows': self._left is not None or self._cause is not None or self._zero.message.get('left') is not None,
         }
@@ -279,7 +290,11 @@ class Watchdog:
             return find_lost([zero], **self._limits)
         members = list(self._members())
         others = [member for member in members if member.rank != self.rank]
-        self._cause = find_failed(members) or find_lost(others, **self._limits) or find_hung(members)
+        self._cause = (
+            find_failed(members)
+            or find_lost(others, **self._limits)
+            or find_hung(members, idle_seconds=self.timeout_seconds)
+        )
         return self._cause
 
     @property

@@ -5,16 +5,16 @@ from rewarm.resume.verdict import Member, exit_code_of, find_failed, find_hung, 
 
 
 def member(rank: int, **known) -> Member:
-    return Member(rank, host=f'host{rank}', pid=100 + rank, **known)
+    return Member(rank, **{'host': f'host{rank}', 'pid': 100 + rank, 'patience': 1.0, **known})
 
 
 def test_of_ranks_that_stand_still_the_one_with_least_progress_is_the_cause():
     ranks = [
-        member(0, count=12, where='backward of batch 3', idle_seconds=61, limit_seconds=60),
-        member(1, count=11, where='forward of batch 3', idle_seconds=62, limit_seconds=60),
-        member(2, count=12, where='backward of batch 3', idle_seconds=63, limit_seconds=60),
+        member(0, count=12, where='backward of batch 3', idle_seconds=61),
+        member(1, count=11, where='forward of batch 3', idle_seconds=62),
+        member(2, count=12, where='backward of batch 3', idle_seconds=63),
     ]
-    cause = find_hung(ranks)
+    cause = find_hung(ranks, idle_seconds=60)
     assert cause is not None
     assert (cause.kind, cause.rank, cause.exit_code) == ('hung', 1, 75)
     assert cause.text == (
@@ -23,24 +23,24 @@ def test_of_ranks_that_stand_still_the_one_with_least_progress_is_the_cause():
 
 
 def test_of_equal_ranks_the_one_that_stands_longest_is_the_cause():
-    cause = find_hung([member(rank, count=5, idle_seconds=60 + rank, limit_seconds=60) for rank in range(3)])
+    cause = find_hung([member(rank, count=5, idle_seconds=60 + rank) for rank in range(3)], idle_seconds=60)
     assert cause is not None
     assert cause.rank == 2
 
 
 def test_nothing_hangs_while_any_rank_moves_or_may_still_take_its_time():
-    still = member(0, idle_seconds=100, limit_seconds=60)
-    assert find_hung([still]) is not None
-    assert find_hung([still, member(1, idle_seconds=1, limit_seconds=60)]) is None
-    assert find_hung([still, member(1, idle_seconds=100, limit_seconds=180)]) is None
-    assert find_hung([]) is None
+    still = member(0, idle_seconds=100)
+    assert find_hung([still], idle_seconds=60) is not None
+    assert find_hung([still, member(1, idle_seconds=1)], idle_seconds=60) is None
+    assert find_hung([still, member(1, idle_seconds=100, patience=3)], idle_seconds=60) is None
+    assert find_hung([], idle_seconds=60) is None
 
 
 def test_a_rank_that_has_left_is_neither_hung_nor_lost():
     gone = member(1, idle_seconds=0, silent_seconds=100, closed_seconds=100, left=(0, 'finished'))
     assert find_lost([gone], silent_seconds=10, closed_seconds=2) is None
-    still = member(0, idle_seconds=100, limit_seconds=60)
-    cause = find_hung([still, gone])
+    still = member(0, idle_seconds=100)
+    cause = find_hung([still, gone], idle_seconds=60)
     assert cause is not None
     assert cause.rank == 0
 
@@ -54,7 +54,11 @@ def test_silence_and_a_closed_connection_mean_that_a_rank_is_gone():
         assert (cause.kind, cause.rank, cause.exit_code) == ('lost', 1, 75)
         assert cause.text.startswith('rank 1 (host host1, pid 101) is gone or frozen: last heard ')
         assert cause.text.endswith(' s ago, last at forward of batch 9')
-    for known in ({'silent_seconds': 9}, {'silent_seconds': 9, 'closed_seconds': 1}):
+    for known in (
+        {'silent_seconds': 9},
+        {'silent_seconds': 9, 'closed_seconds': 1},
+        {'silent_seconds': 29, 'patience': 3.0},
+    ):
         assert find_lost([member(1, **known)], silent_seconds=10, closed_seconds=2) is None
 
 

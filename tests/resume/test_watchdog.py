@@ -212,17 +212,18 @@ def test_saves_and_evaluations_longer_than_a_silence_are_no_alarm(start):
     assert ranks.said().strip() == ''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ending', ['killed', 'failed'])
 def test_the_error_of_a_collective_is_explained_by_the_rank_that_caused_it(start, ending):
     action = 'all_reduce 1' if ending == 'failed' else 'all_reduce'
-    ranks = start(action, action, action, ready='collective')
+    ranks = start(action, action, action, ready='collective', gone_after_seconds=20, leave_seconds=5)
     if ending == 'killed':
         ranks.signal(2, signal.SIGKILL)
     code = 75 if ending == 'killed' else 1
     assert ranks.codes(15, of=[0, 1]) == [code, code]
     explained = [json.loads((ranks.folder / f'explained{rank}').read_text()) for rank in (0, 1)]
     for took, text in explained:
-        assert took < 3
+        assert took < 10  # by the closed connection or by the rank's own word, not by silence
         assert text.startswith('rank 2 (host ')
         assert (
             'is gone or frozen' if ending == 'killed' else 'failed, last at backward of batch 4: ValueError'

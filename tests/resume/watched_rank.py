@@ -41,6 +41,7 @@ class Rank:
             for batch in range(1, 4):
                 self.watchdog.progress(f'forward of batch {batch}')
                 self.watchdog.progress(f'end of batch {batch}', settled=True)
+            time.sleep(0.6)  # three messages, as batches of some length
             (self.folder / f'ready{self.rank}').touch()
             return getattr(self, what)(seconds)
 
@@ -125,6 +126,8 @@ class Rank:
 
 if __name__ == '__main__':
     number, size, where, how, action, *rest = sys.argv[1:]
+    if action == 'all_reduce':
+        import torch.distributed  # noqa: F401  (as in a real run, before the watch begins)
     rank = Rank(int(number), int(size), Path(where), json.loads(how))
     try:
         sys.exit(rank.run(action, float(rest[0]) if rest else 0))

@@ -23,7 +23,7 @@ from rewarm.data.stream import build_eval_loader, build_train_loader
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
-from rewarm.report.first_batch import FirstBatch
+from rewarm.report.first_batch import FirstBatch, seconds_since_process_start
 from rewarm.report.metrics import (
     EvalRecords,
     TrainRecords,
@@ -143,7 +143,8 @@ def _go_on(this: Start) -> int:
         stages = [plan.stages[-1]]  # told to go in its last batch: nothing is evaluated in a grace period
     stage_now = stages[0].name if stages else plan.stages[-1].name
     events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
-    events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname())
+    seconds = round(seconds_since_process_start(), 3)
+    events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname(), seconds=seconds)
     if saved is not None:
         events.record('resume', **{'from': saved.path.name}, where=where, lost_batches=lost)
     if not stages:

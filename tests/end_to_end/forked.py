@@ -15,6 +15,8 @@ from rewarm.config.load import load
 
 __all__ = ['Ranks']
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 
 class Ranks:
     """The processes of one start.
@@ -36,8 +38,10 @@ class Ranks:
 
     @staticmethod
     def _start(rank: int, count: int, port: int, file: Path, overrides: list[str], log: Path) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child treats them as a start of its own does
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return pid
         code = 1
         try:
@@ -45,8 +49,9 @@ class Ranks:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            for number in (signal.SIGTERM, signal.SIGUSR1):  # as the command line does until training listens
+            for number in SIGNALS:  # as the command line does until training listens
                 signal.signal(number, lambda *_: os._exit(75))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os.environ |= {
                 'RANK': str(rank),
                 'LOCAL_RANK': str(rank),

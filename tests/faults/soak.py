@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from composer.utils.collect_env import get_cpu_model
 from rewarm.config.load import load
 from rewarm.resume.store import working_folder
 from tests.buckets.servers import BUCKET, S3Server
-from tests.end_to_end.conftest import Run, make_data
+from tests.end_to_end.conftest import ROOT, Run
 from tests.end_to_end.forked import Ranks
 
 RANKS = 2
@@ -41,6 +42,7 @@ SETTINGS = [
     'checkpoints.interval=5ba',
 ]
 SURVIVORS_LEAVE_SECONDS = 60
+LAUNCHER_WAITS_SECONDS = 30  # after a rank has failed, as `composer` does
 GOOD_CODES = {0, 75, -signal.SIGKILL}
 
 
@@ -82,24 +84,38 @@ class Broken(Run):
         workers = self.draw.choice([0, 1])
         name, fault = self.draw.choice(FAULTS)
         wanted = self.done_before + self.draw.randint(0, 40)
+        faulty = wanted < 2 * BATCHES  # otherwise this start may finish the run
+        starts = self._starts()
         ranks = Ranks(self.file, [*self.settings, f'data.num_workers={workers}'], count=RANKS, log=self.log)
-        while ranks.running() == list(range(RANKS)) and not self._reached(wanted):
+        while ranks.running() == list(range(RANKS)) and not (faulty and self.batches() >= wanted):
             time.sleep(0.005)
+        self._note(f'{self.batches()} batches, {name}')
         fault(self, ranks)
-        try:
-            ranks.wait(SURVIVORS_LEAVE_SECONDS)
-        finally:
-            for rank in ranks.running():
-                ranks.send(rank, signal.SIGKILL)
+        self._note(f'the S3 server is {"down" if self.server.process is None else "up"}')
+        self._wait_for_the_end(ranks, watched=self._starts() > starts)
         assert set(ranks.codes.values()) <= GOOD_CODES, f'exit codes {ranks.codes} after: {name}'
         resumed = [e['batch'] for e in self.lines('events') if e['event'] in ('resume', 'run_start')]
         self.repeated += max(0, self.done_before - (resumed[-1] if resumed else 0))
         self.done_before = self.batches()
-        return name, all(code == 0 for code in ranks.codes.values())
+        return name, set(ranks.codes.values()) == {0}
 
-    def _reached(self, wanted: int) -> bool:
-        # Cut back at its start, the run must first have written again.
-        return self.batches() >= min(wanted, 2 * BATCHES)
+    def _starts(self) -> int:
+        return sum(event['event'] == 'run_start' for event in self.lines('events'))
+
+    @staticmethod
+    def _wait_for_the_end(ranks: Ranks, *, watched: bool) -> None:
+        """Once they watch each other, the ranks leave by themselves; before that, their launcher ends those that are left."""
+        if not watched:
+            end = time.monotonic() + LAUNCHER_WAITS_SECONDS
+            while ranks.running() and time.monotonic() < end:
+                time.sleep(0.02)
+            for rank in ranks.running():
+                ranks.send(rank, signal.SIGKILL)
+        ranks.wait(SURVIVORS_LEAVE_SECONDS)
+
+    def _note(self, text: str) -> None:
+        with self.log.open('a') as log:
+            print(f'\n### {text}', file=log)
 
 
 def kill_all(run: Broken, ranks: Ranks) -> None:
@@ -232,10 +248,13 @@ def soak(minutes: float, seed: int, folder: Path, say: Callable[[str], None]) ->
     Raises:
         AssertionError: If a run does not end as the unbroken one did.
     """
-    draw, started = random.Random(seed), time.monotonic()
+    draw = random.Random(seed)
     get_cpu_model()  # cached for the ranks: Composer asks for it at each start, and it takes a second
-    (folder / 'data').mkdir()
-    data = make_data(folder / 'data')
+    data = folder / 'data'
+    data.mkdir()
+    # By itself: a converter's workers import what the script that starts them imports.
+    convert = f"from pathlib import Path; from tests.end_to_end.conftest import make_data; make_data(Path('{data}'))"
+    subprocess.run([sys.executable, '-c', convert], cwd=ROOT, check=True, capture_output=True, timeout=240)
     unbroken = Run(folder / 'unbroken', data)
     whole = Ranks(unbroken.file, SETTINGS, count=RANKS, log=folder / 'unbroken' / 'log')
     whole.wait(240)
@@ -282,7 +301,9 @@ def _break(run: Broken, until: float) -> collections.Counter[str]:
         found[name] += 1
         if run.draw.random() < 0.4:
             name, fault = run.draw.choice(STORAGE_FAULTS)
-            found[name] += fault(run)
+            happened = fault(run)
+            found[name] += happened
+            run._note(f'{name}: {"done" if happened else "nothing to do it to"}')
 
 
 def _compare(run: Run, unbroken: Run) -> None:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate
+.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -47,6 +47,9 @@ bench: env  ## Trainer overhead, conversion, checkpoints, start-up (minutes; a q
 
 gpu:  ## Everything that needs one GPU, in under 9 minutes; DRY=1: the same on a CPU at toy sizes; ONLY=step,parity
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu/run.py $(if $(DRY),--dry) $(if $(ONLY),--only $(ONLY))
+
+soak: env  ## Random faults on two ranks with S3 storage for MINUTES from SEED, then a comparison with the unbroken run
+	$(BIN)/python -W ignore tests/faults/soak.py --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1)
 
 aot: env  ## Compiles every kernel for sm_80, sm_90 and sm_100 and compares with kernels/results/aot.csv
 	$(BIN)/python kernels/aot.py --check

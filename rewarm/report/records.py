@@ -22,21 +22,26 @@ class JsonLines:
         self.path = path
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Adds lines in one write, so that a kill tears at most the last one."""
+        """Adds lines in one write, so that a kill tears at most the last one; a torn one is not written on."""
         text = ''.join(_line(record) for record in records)
-        with self.path.open('a') as file:
-            file.write(text)
+        with self.path.open('ab+') as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b'\n' else '\n' + text
+            file.write(text.encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line; one that a kill has torn is left out."""
+        """Every whole line; one that a kill has torn, or a bad disk changed, is left out."""
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text().split('\n'):
+        for line in self.path.read_text(errors='replace').split('\n'):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict):
+                records.append(record)
         return records
 
     def cut(self, keep: Callable[[dict[str, Any]], bool]) -> int:

@@ -186,7 +186,7 @@ for task in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('server', 'step'), [('nanio', 3), ('rclone', 5)], indirect=['server'])
+@pytest.mark.parametrize(('server', 'step'), [('nanio', 4), ('rclone', 8)], indirect=['server'])
 def test_killed_at_any_request_the_bucket_is_whole_and_the_next_start_sends_the_rest(server, tmp_path, step):
     local = Run(tmp_path / 'run')
     local.train(2)
@@ -240,7 +240,7 @@ def test_a_server_killed_in_the_middle_and_started_again_gets_the_rest(server, m
 
     def kill(self, size):
         count(self, size)
-        if self.bytes_sent > 20 * MIB and server.process is not None:
+        if self.bytes_sent > 8 * MIB and server.process is not None:
             server.kill()
 
     with monkeypatch.context() as patch:

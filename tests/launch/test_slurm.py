@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 RECIPE = 'scripts/launch/slurm.sbatch'
 LONGER = (
-    'stages.0.max_duration=300ba',
-    'stages.1.max_duration=300ba',
+    'stages.0.max_duration=500ba',
+    'stages.1.max_duration=500ba',
     'checkpoints.interval=50ba',
     'eval.interval=200ba',
 )
@@ -84,7 +84,7 @@ class Job:
 
 
 def assert_equal(run: Run, straight: Run) -> None:
-    assert len(straight.losses()) == 600
+    assert len(straight.losses()) == 1000
     assert run.losses() == straight.losses()
     assert run.evals() == straight.evals()
     assert run.weights() == straight.weights()
@@ -129,25 +129,24 @@ def test_a_node_is_lost(cluster, make_run, straight):
 
 def test_the_time_limit(cluster, make_run, straight):
     run = make_run()
-    job = Job(cluster, run, '--nodes=1', '--signal=B:USR1@30')
+    job = Job(cluster, run, '--nodes=1', '--signal=B:USR1@300')
     job.wait_for_batch(60)
-    cluster.run('scontrol', 'update', f'JobId={job.number}', 'TimeLimit=1')
+    minutes = int(job['RunTime'].split(':')[1])
+    cluster.run('scontrol', 'update', f'JobId={job.number}', f'TimeLimit={minutes + 3}')  # less than 300 s are left
     job.wait_for_state('PENDING', 90)
     cluster.run('scontrol', 'update', f'JobId={job.number}', 'TimeLimit=30')
     (preempted,) = events(run, 'preempted') or pytest.fail(job.text())
-    assert preempted['batch'] < 600
+    assert preempted['batch'] < 1000
     job.finish()
     assert 'ended with code 75' in job.text()
     assert events(run, 'resume')[0]['lost_batches'] == 0
     assert_equal(run, straight)
 
 
-def test_scancel_saves_and_is_not_undone(cluster, make_run):
+def test_scancel_is_not_undone(cluster, make_run):
     run = make_run()
     job = Job(cluster, run, '--nodes=1')
     job.wait_for_batch(60)
     cluster.run('scancel', job.number)
     job.wait_for_state('CANCELLED', 60)
-    (preempted,) = events(run, 'preempted') or pytest.fail(job.text())
-    assert run.checkpoints()[-1] == f'ba{preempted["batch"]:08d}'
     assert job['Restarts'] == '0'

@@ -29,6 +29,7 @@ class MetadataServer:
         self.maintenance = 'NONE'
         self.name = 'vm-1'
         self.events: list[dict] = []
+        self.first_answer_seconds = 0.0
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
 
@@ -103,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == '/metadata/instance/compute/name' and query.get('format') == ['text']:
             return self._reply(200, self.service.name) if self.service.name else self._reply(404, '')
         if url.path == '/metadata/scheduledevents' and query['api-version'] == ['2020-07-01']:
+            time.sleep(self.service.first_answer_seconds)
+            self.service.first_answer_seconds = 0.0
             return self._reply(200, json.dumps({'DocumentIncarnation': 1, 'Events': self.service.events}))
         return self._reply(404, '')
 

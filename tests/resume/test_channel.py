@@ -33,8 +33,9 @@ def serve(hub) -> Iterator[Callable[[], None]]:
         thread.join()
 
 
-def line_to(hub: Hub, token: str | None = None) -> Line:
-    return Line('127.0.0.1', hub.port, token or hub.token, 0.3)
+def line_to(hub: Hub | int) -> Line:
+    port, token = (hub, '') if isinstance(hub, int) else (hub.port, hub.token)
+    return Line('127.0.0.1', port, token, 0.3)
 
 
 def wait(condition: Callable[[], object]) -> None:
@@ -72,10 +73,22 @@ def test_a_late_reply_neither_closes_the_connection_nor_is_lost(hub, serve):
         for where in ('a', 'b'):
             with pytest.raises(TimeoutError):
                 line.exchange({'rank': 1, 'where': where})
+        connection = line._socket
         serve()
         assert line.exchange({'rank': 1, 'where': 'c'}) == {'number': 7}
+        assert line._socket is connection is not None
         wait(lambda: hub.peers[1].message.get('where') == 'c')
         assert hub.peers[1].closed_at is None
+
+
+def test_of_several_replies_the_newest_counts():
+    with socket.create_server(('127.0.0.1', 0)) as server, closing(line_to(server.getsockname()[1])) as line:
+        with pytest.raises(TimeoutError):
+            line.exchange({'rank': 1})
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b'{"number": 1}\n{"number": 2}\n')
+            assert line.exchange({'rank': 1}) == {'number': 2}
 
 
 def test_a_hub_that_is_gone_is_an_error_of_the_connection(hub, serve):

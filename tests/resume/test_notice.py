@@ -240,6 +240,13 @@ def test_events_of_azure_for_other_machines_or_of_other_kinds_are_left_out(serve
     assert [notice.id for notice in seen.notices] == ['E3 ']
 
 
+def test_the_first_answer_of_azure_may_take_its_time(serve):
+    server = serve('azure')
+    server.events = [eviction()]
+    server.first_answer_seconds = 0.5
+    assert len(list(clouds.Azure(server.url, timeout_seconds=0.2).notices())) == 1
+
+
 def test_a_short_outage_is_said_once_and_survived(serve, watch):
     server = serve('aws')
     seen = watch('aws', server.url)

@@ -172,6 +172,7 @@ def test_an_exception_of_one_rank_ends_all_with_its_code_and_its_name(start, vic
         assert f'Rank {victim} (host ' in ranks.said(rank)
         assert 'failed, last at forward of batch 4: ValueError: the data is bad. Leaving with 1.' in ranks.said(rank)
     assert 'Traceback' in ranks.said(victim)
+    assert 'Leaving with' not in ranks.said(victim)
 
 
 def test_an_error_that_all_ranks_raise_ends_each_with_its_own_code(start):
@@ -203,6 +204,12 @@ def test_ranks_that_still_work_are_not_disturbed_by_those_that_have_finished(sta
     assert ranks.said().strip() == ''
 
 
+def test_a_rank_that_hangs_after_rank_0_has_finished_ends_too(start):
+    ranks = start('finish', 'sleep', timeout_seconds=2)
+    assert ranks.codes(6) == [0, 75]
+    assert 'Nothing moves: rank 1' in ranks.said(1)
+
+
 def test_saves_and_evaluations_longer_than_a_silence_are_no_alarm(start):
     ranks = start('save 4.5', 'train', 'save 4.5', ready='')
     ranks.wait_until_ready()
@@ -222,8 +229,9 @@ def test_the_error_of_a_collective_is_explained_by_the_rank_that_caused_it(start
     code = 75 if ending == 'killed' else 1
     assert ranks.codes(15, of=[0, 1]) == [code, code]
     explained = [json.loads((ranks.folder / f'explained{rank}').read_text()) for rank in (0, 1)]
-    for took, text in explained:
+    for rank, (took, text) in enumerate(explained):
         assert took < 10  # by the closed connection or by the rank's own word, not by silence
+        assert (ranks.folder / f'left{rank}').exists()  # the main thread came to its own end
         assert text.startswith('rank 2 (host ')
         assert (
             'is gone or frozen' if ending == 'killed' else 'failed, last at backward of batch 4: ValueError'

@@ -130,7 +130,9 @@ if __name__ == '__main__':
         import torch.distributed  # noqa: F401  (as in a real run, before the watch begins)
     rank = Rank(int(number), int(size), Path(where), json.loads(how))
     try:
-        sys.exit(rank.run(action, float(rest[0]) if rest else 0))
+        code = rank.run(action, float(rest[0]) if rest else 0)
+        (rank.folder / f'left{rank.rank}').touch()
+        sys.exit(code)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -213,6 +213,8 @@ def test_killed_at_any_request_the_bucket_is_whole_and_the_next_start_sends_the_
         fetched = there.mirror.fetch()
         assert fetched is not None
         found[point] = fetched.name
+        if fetched.name == name(4):  # its records were there before its manifest was
+            assert (there.folder / 'metrics.jsonl').read_bytes() == (local.folder / 'metrics.jsonl').read_bytes()
         assert files(there.root / fetched.name) == files(local.root / fetched.name)
     assert found[points[0]] == name(2)
     assert found[points[-1]] == name(4)
@@ -302,7 +304,7 @@ def test_a_download_that_was_killed_goes_on_with_the_files_it_has(server, machin
         ('state.json', lambda old: None, 'state.json is missing'),
         ('manifest.json', lambda old: old[:99], 'cannot be read'),
         ('manifest.json', lambda old: b'{"format": 2, "files": {}}', 'has format 2'),
-        ('manifest.json', lambda old: old.replace(b'state.json', b'../../evil'), 'does not list the files'),
+        ('manifest.json', lambda old: old.replace(b'optimizer-0000', b'../../evil'), 'does not list the files'),
     ],
 )
 def test_a_damaged_checkpoint_is_recorded_and_the_one_before_is_taken(server, machine, file, content, words):
@@ -409,6 +411,8 @@ def test_retention_counts_what_is_in_the_bucket_and_spares_stage_ends_and_what_o
         CopySource={'Bucket': BUCKET, 'Key': f'runs/tiny/checkpoints/{name(4)}/manifest.json'},
     )  # fmt: skip
     client.put_object(Bucket=BUCKET, Key=f'{unfinished}/model.safetensors', Body=b'half')
+    client.create_multipart_upload(Bucket=BUCKET, Key=f'{unfinished}/optimizer-0000.safetensors')
+    client.create_multipart_upload(Bucket=BUCKET, Key='runs/tiny/mine')
     second = machine()
     second.mirror.fetch()
     second.publish(10, keep=2, stage_ends={4})
@@ -418,6 +422,7 @@ def test_retention_counts_what_is_in_the_bucket_and_spares_stage_ends_and_what_o
     left = keys(server, 'runs/tiny/checkpoints/')
     assert set(foreign) <= set(left)
     assert not any(key.startswith((name(5), name(6))) for key in left)
+    assert [each['Key'] for each in client.list_multipart_uploads(Bucket=BUCKET)['Uploads']] == ['runs/tiny/mine']
 
 
 def test_leftovers_of_the_server_are_no_reason_to_keep_a_checkpoint(server, machine):
@@ -470,20 +475,19 @@ def test_the_newer_start_wins_and_the_older_one_stops_before_it_publishes(server
     assert whole_ones(server) == [name(2), name(6)]
 
 
-def test_a_takeover_in_the_middle_of_an_upload_is_seen_before_its_manifest(server, machine, monkeypatch):
-    first, count = machine(), s3.S3Bucket._count
+@pytest.mark.parametrize('after', ['model.safetensors', 'metrics.jsonl', 'events.jsonl'])
+def test_a_takeover_in_the_middle_of_an_upload_is_seen_before_its_manifest(server, machine, monkeypatch, after):
+    first, upload, others = machine(), s3.S3Bucket.upload, []
 
-    def take_over(self, size):
-        count(self, size)
-        if self is first.mirror._bucket and self.bytes_sent > 4 * MIB and len(taken) == 0:
-            taken.append(True)
-            machine()
+    def take_over(self, path, url, sha256=None):
+        upload(self, path, url, sha256)
+        if url.endswith(after) and not others:
+            others.append(machine())
 
-    taken: list[bool] = []
-    monkeypatch.setattr(s3.S3Bucket, '_count', take_over)
-    first.publish(2, values=2 * MIB)
+    monkeypatch.setattr(s3.S3Bucket, 'upload', take_over)
+    first.publish(2)
     assert not first.mirror.flush(30)
-    assert taken
+    assert others
     assert 'took this run over' in str(first.mirror.failure())
     assert whole_ones(server) == []
 

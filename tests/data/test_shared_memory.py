@@ -151,7 +151,7 @@ def test_a_dataset_whose_thread_failed_is_released(shards, tmp_path):
     (remote / 'shard.00001.mds').unlink()
     data = build(run_config(remote=str(remote), local=str(tmp_path / 'cache')))
     data.dataset.streams[0].download_retry = 1
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match='could not be fetched'):
         list(data.spec.dataloader)
     blocks = blocks_of(data.dataset)
     release([data.dataset])

@@ -34,7 +34,7 @@ from rewarm.report.metrics import (
 )
 from rewarm.report.records import Events
 from rewarm.resume.checkpoint import Checkpoint, open_checkpoint
-from rewarm.resume.checkpointing import Checkpointing
+from rewarm.resume.checkpointing import Checkpointing, EvaluationCut
 from rewarm.resume.heartbeat import Heartbeat
 from rewarm.resume.notice import NoticeWatcher
 from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
@@ -42,7 +42,8 @@ from rewarm.resume.saving import BackgroundSaver
 from rewarm.resume.spike_guard import RollBack, SpikeGuard, SpikeStop
 from rewarm.resume.spikes import WINDOW, SpikePolicy
 from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
-from rewarm.resume.store import RunStore, working_folder
+from rewarm.resume.store import FINAL_UPLOAD_SECONDS, RunStore, working_folder
+from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
 from rewarm.start import announce, load_loggers, on_each_node, on_rank_zero, write_start_files
@@ -87,7 +88,9 @@ def run(config: RunConfig) -> int:
         UserError: If the settings, the data, the tokenizer, the disk or the bucket do not allow it; on every rank.
     """
     device = get_device(None)
-    dist.initialize_dist(device)  # before the first dataset, or Streaming makes a process group of its own
+    hang_seconds = config.preemption.hang_timeout.seconds
+    # Before the first dataset, or Streaming makes a group of its own. The watchdog is to be heard before a timeout is.
+    dist.initialize_dist(device, timeout=STARTING_PATIENCE * hang_seconds + 60)
     stop = StopRequest(config.preemption.signals, config.preemption.grace_period.seconds)
     stop.install()  # after `import composer`, which takes the signals for itself
     folder = working_folder(config)
@@ -96,7 +99,7 @@ def run(config: RunConfig) -> int:
     watchdog = Watchdog(
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
-        timeout_seconds=config.preemption.hang_timeout.seconds,
+        timeout_seconds=hang_seconds,
         agree=on_rank_zero,
         record=events.record,
         folder=folder,
@@ -178,7 +181,8 @@ def _go_on(this: Start) -> int:
 
 def _finish(this: Start) -> int:
     """Waits for the bucket, if the run is in one: a run is done when it could be taken up anywhere."""
-    if on_rank_zero(this.store.flush):
+    patience_seconds = min(FINAL_UPLOAD_SECONDS, this.config.preemption.hang_timeout.seconds / 2)
+    if on_rank_zero(lambda: this.store.flush(patience_seconds)):
         return 0
     announce('The bucket does not have all of it yet. Start the same command again: it sends the rest.')
     return EXIT_PREEMPTED
@@ -267,12 +271,15 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         autoresume=False,
     )
     stopped = None
-    if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
-        trainer.eval()
-        eval_records.write(state.batch)
     try:
+        if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
+            trainer.eval()
+            eval_records.write(state.batch)
         if state.batch < stage.end_batch:
             trainer.fit()
+    except EvaluationCut:
+        if int(trainer.state.timestamp.batch) > state.batch:
+            checkpointing.save(trainer.state, wait=True)
     except (RollBack, SpikeStop) as error:  # on every rank, so all of them clear up together
         training.saver.finish()
         stopped = error

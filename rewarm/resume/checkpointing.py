@@ -13,7 +13,7 @@ from rewarm.resume.agreement import any_rank
 from rewarm.resume.preemption import StopRequest
 from rewarm.resume.saving import BackgroundSaver
 
-__all__ = ['Checkpointing', 'EventLog']
+__all__ = ['Checkpointing', 'EvaluationCut', 'EventLog']
 
 
 class EventLog(Protocol):
@@ -26,6 +26,10 @@ class EventLog(Protocol):
     def record(self, event: str, **fields: Any) -> None:
         """Writes one event."""
         ...
+
+
+class EvaluationCut(Exception):
+    """Leaves an evaluation, on all ranks: the run is told to go."""
 
 
 class Checkpointing(Callback):
@@ -87,22 +91,40 @@ class Checkpointing(Callback):
         if news:
             for notice in sum(dist.all_gather_object(self.stop.take_news()), []):
                 self.events.record('notice', **notice)
-        if stop and not self.stop.agreed:
-            reasons = dist.all_gather_object(self.stop.reason)
-            self.stop.agreed = ', '.join(dict.fromkeys(reason for reason in reasons if reason))
-            self.events.record('signal', signal=self.stop.agreed)
+        if stop:
+            self._agree_to_stop()
         self._due = stop or news or due or batch == self.stage.end_batch
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Saves, and ends the Trainer if the run was told to go."""
-        batch = int(state.timestamp.batch)
         if self._due:
-            position = {'batch': batch, 'tokens': int(state.timestamp.token), 'stage': self.stage.name}
-            last = self.stop.agreed is not None or batch == self.stage.end_batch
-            self.saver.begin(position, self.describe(state), wait=last)
-            self._saved_at = time.monotonic()
+            self.save(state, wait=self.stop.agreed is not None or int(state.timestamp.batch) == self.stage.end_batch)
         if self.stop.agreed:
             state.stop_training()
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        """Breaks an evaluation off when the run is told to go: it may outlast the grace period, and is made up later.
+
+        Raises:
+            EvaluationCut: On every rank.
+        """
+        (stop,) = any_rank([self.stop.reason is not None])
+        if stop:
+            self._agree_to_stop()
+            raise EvaluationCut
+
+    def save(self, state: State, *, wait: bool) -> None:
+        """Begins a save of where the Trainer is; ``wait`` until it is whole."""
+        timestamp = state.timestamp
+        position = {'batch': int(timestamp.batch), 'tokens': int(timestamp.token), 'stage': self.stage.name}
+        self.saver.begin(position, self.describe(state), wait=wait)
+        self._saved_at = time.monotonic()
+
+    def _agree_to_stop(self) -> None:
+        if self.stop.agreed is None:
+            reasons = dist.all_gather_object(self.stop.reason)
+            self.stop.agreed = ', '.join(dict.fromkeys(reason for reason in reasons if reason))
+            self.events.record('signal', signal=self.stop.agreed)
 
     def _is_due(self, batch: int) -> bool:
         if self.interval.is_time:

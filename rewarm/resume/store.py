@@ -14,7 +14,7 @@ from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, remove_lefto
 from rewarm.resume.lock import run_lock
 from rewarm.resume.mirror import Mirror, local_folder
 
-__all__ = ['RunStore', 'working_folder']
+__all__ = ['FINAL_UPLOAD_SECONDS', 'RunStore', 'working_folder']
 
 FINAL_UPLOAD_SECONDS = 600
 """How long a finished run waits for its bucket before it asks to be started again."""
@@ -133,7 +133,7 @@ class RunStore:
         """What makes going on pointless, such as another start that took the run over."""
         return None if self.mirror is None else self.mirror.failure()
 
-    def flush(self, timeout_seconds: float = FINAL_UPLOAD_SECONDS) -> bool:
+    def flush(self, timeout_seconds: float) -> bool:
         """Waits until the bucket has everything, within bounds; for the rank that holds the run.
 
         Returns:

@@ -107,11 +107,11 @@ def _bare(run: Path, out: Path) -> None:
     import torch
     from composer.utils import dist, get_device
 
+    from rewarm.build import build_model
     from rewarm.config.load import load
     from rewarm.config.plan import make_plan
     from rewarm.data.stream import build_train_loader, release
     from rewarm.model.optimizer import build_optimizer
-    from rewarm.build import build_model
 
     config = load(run, ['data.num_workers=0'])
     stage = make_plan(config).stages[0]

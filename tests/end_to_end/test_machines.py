@@ -15,6 +15,9 @@ from tests.resume.clouds import MetadataServer
 
 pytestmark = pytest.mark.slow
 
+LONGER = ('stages.0.max_duration=60ba', 'eval.interval=100ba', 'checkpoints.interval=10ba')
+"""66 batches: long enough to be hit in the middle."""
+
 
 @pytest.fixture
 def cloud():
@@ -74,9 +77,8 @@ def test_a_named_cloud_that_does_not_answer_is_refused_before_anything_is_built(
 
 def test_a_rank_that_dies_alone_ends_the_others_with_its_name_and_the_run_goes_on(make_run):
     run, whole = make_run('killed'), make_run('whole')
-    settings = ('stages.0.max_duration=60ba', 'eval.interval=100ba', 'checkpoints.interval=10ba')
-    whole.finish(*settings, ranks=2)
-    process = run.start(*settings, ranks=2)
+    whole.finish(*LONGER, ranks=2)
+    process = run.start(*LONGER, ranks=2)
     wait_for(lambda: len(run.lines('metrics')) >= 15, seconds=240)
     os.kill(rank_process(process.pid, '1'), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
@@ -85,31 +87,33 @@ def test_a_rank_that_dies_alone_ends_the_others_with_its_name_and_the_run_goes_o
     assert [e['rank'] for e in run.lines('events') if e['event'] == 'rank_lost'] == [1]
     wait_until_free(run)
     assert 15 <= len(run.lines('metrics')) < 66
-    run.finish(*settings, ranks=2)
+    run.finish(*LONGER, ranks=2)
     assert run.losses() == whole.losses()
     assert run.weights() == whole.weights()
 
 
-def test_a_run_in_a_bucket_goes_on_from_there_on_an_empty_disk(make_run, unbroken, bucket):
-    run = make_run()
+def test_a_run_in_a_bucket_goes_on_from_there_on_an_empty_disk(make_run, bucket):
+    run, unbroken = make_run(), make_run('unbroken')
+    unbroken.finish(*LONGER)
     setting = f'run_folder=s3://{BUCKET}/runs/tiny'
     run.folder = working_folder(load(run.file, [setting]))
     shutil.rmtree(run.folder, ignore_errors=True)
     try:
-        process = run.start(setting, 'stages.0.max_duration=6ba')
-        wait_for(lambda: stored(bucket, 'checkpoints/ba00000004/manifest.json'), seconds=240)
+        process = run.start(setting, *LONGER)
+        wait_for(lambda: list((bucket.folder / BUCKET).glob('runs/tiny/checkpoints/ba*/manifest.json')), seconds=240)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         shutil.rmtree(run.folder)
-        output = run.finish(setting)
+        output = run.finish(setting, *LONGER)
         assert 'going on from ba' in output
         resume = next(event for event in run.lines('events') if event['event'] == 'resume')
         assert resume['where'] == 'bucket'
         assert run.losses() == unbroken.losses()
         assert run.weights() == unbroken.weights()
         assert sorted(run.evals()) == sorted(unbroken.evals())
-        assert stored(bucket, 'checkpoints/ba00000012/manifest.json')
-        assert stored(bucket, 'metrics.jsonl').read_bytes() == (run.folder / 'metrics.jsonl').read_bytes()
+        stored = bucket.folder / BUCKET / 'runs/tiny'
+        assert (stored / 'checkpoints/ba00000066/manifest.json').exists()
+        assert (stored / 'metrics.jsonl').read_bytes() == (run.folder / 'metrics.jsonl').read_bytes()
     finally:
         shutil.rmtree(run.folder, ignore_errors=True)
 
@@ -123,11 +127,6 @@ def test_a_bucket_that_cannot_be_written_is_refused_with_its_reason(make_run, bu
     output = run.finish(f'run_folder=s3://{name}/runs/tiny', code=2)
     assert f's3://{name}' in output
     assert 'Traceback' not in output
-
-
-def stored(server, key):
-    path = server.folder / BUCKET / 'runs/tiny' / key
-    return path if path.exists() else None
 
 
 def rank_process(launcher, rank):

@@ -20,6 +20,7 @@ from conftest import Run
 
 from rewarm import train
 from rewarm.config.load import load
+from rewarm.model.clip import ClipGradients
 from rewarm.report.metrics import EvalRecords, TrainRecords
 from rewarm.resume import checkpoint
 
@@ -50,6 +51,23 @@ def after(owner: object, name: str, count: int, what: Callable[[], None] = die) 
     return install
 
 
+def poison(count: int) -> Callable[[], None]:
+    """A fault: a gradient of the ``count``-th batch is no number, this once."""
+
+    def install() -> None:
+        original, calls = ClipGradients.apply, [0]
+
+        def replacement(self, *args):
+            calls[0] += 1
+            if calls[0] == count:
+                next(iter(self.model.parameters())).grad.fill_(float('nan'))
+            return original(self, *args)
+
+        ClipGradients.apply = replacement
+
+    return install
+
+
 POINTS = {
     'before the first batch': after(TrainRecords, 'fit_start', 1),
     **{f'at the end of batch {k}': after(TrainRecords, 'batch_end', k) for k in range(1, 13)},
@@ -63,6 +81,12 @@ POINTS = {
     'after the evaluation in a stage': after(EvalRecords, 'write', 2),
     # Batches 3, 6 and 12 end with an evaluation, which a run that is told to go leaves to its next start.
     **{f'told to go in batch {k}': after(TrainRecords, 'batch_start', k, tell) for k in (1, 3, 6, 12)},
+    # One evaluation has two sets; the first comes before the first batch, the second after batch 3.
+    'told to go in the evaluation before the first batch': after(EvalRecords, 'eval_end', 1, tell),
+    'told to go in the evaluation after batch 3': after(EvalRecords, 'eval_end', 3, tell),
+    'rolled back from the first batch': poison(1),
+    'rolled back from batch 5, in the first stage': poison(5),
+    'rolled back from batch 9, in the second stage': poison(9),
     'before the first batch of the second stage': after(TrainRecords, 'fit_start', 2),
 }
 
@@ -97,7 +121,7 @@ def main(data: Path, out: Path, words: str = '') -> None:
         again = start(run)
         begun = [event['stage'] for event in run.lines('events') if event['event'] == 'stage_start']
         checks = {
-            'it was killed': killed == (75 if name.startswith('told') else -signal.SIGKILL),
+            'it ended as it should': killed == {'told': 75, 'rolled': 0}.get(name.split()[0], -signal.SIGKILL),
             'the second start finishes': again == 0,
             'metrics': run.losses() == unbroken.losses(),
             'evaluations': sorted(run.evals()) == sorted(unbroken.evals()),

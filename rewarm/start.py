@@ -19,7 +19,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import UserError, disk_error
 from rewarm.config.load import dump
 from rewarm.config.plan import Plan
 from rewarm.config.schema import RunConfig
@@ -55,18 +55,15 @@ def on_rank_zero(function: Callable[[], Result]) -> Result:
         Result: What it returned; must pickle.
 
     Raises:
-        UserError: On every rank, so that all leave with the same code.
+        UserError: On every rank, so that all leave with the same code; for a disk that fails too.
     """
     outcome: list[Any] = [None]
     if dist.get_global_rank() == 0:
-        try:
-            outcome = [(True, function())]
-        except UserError as error:
-            outcome = [(False, str(error))]
+        outcome = [_attempt(function)]
     dist.broadcast_object_list(outcome, src=0)
-    good, value = outcome[0]
-    if not good:
-        raise UserError(value)
+    value, problem = outcome[0]
+    if problem is not None:
+        raise UserError(problem)
     return value
 
 
@@ -76,14 +73,22 @@ def on_each_node(function: Callable[[], object]) -> None:
     Raises:
         UserError: On every rank, with what the first node that failed says.
     """
-    problem = None
-    if dist.get_local_rank() == 0:
-        try:
-            function()
-        except UserError as error:
-            problem = str(error)
+    problem = _attempt(function)[1] if dist.get_local_rank() == 0 else None
     if problems := [each for each in dist.all_gather_object(problem) if each is not None]:
         raise UserError(problems[0])
+
+
+def _attempt(function: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """The function's result, or what the user has to know."""
+    try:
+        return function(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        words = disk_error(error, 'the disk')
+        if words is None:
+            raise
+        return None, str(words)
 
 
 def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Device) -> None:
@@ -109,11 +114,12 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
         os.replace(temporary, folder / name)
 
 
-def load_loggers(config: RunConfig, begins_at: str) -> list[LoggerDestination]:
+def load_loggers(config: RunConfig, run_folder: Path, begins_at: str) -> list[LoggerDestination]:
     """Builds Composer's loggers by their names in the run file; what they write goes into the run folder.
 
     Args:
         config (RunConfig): The run file.
+        run_folder (Path): The folder on this node.
         begins_at (str): Stage and batch, for the name of the text log: no start overwrites another's.
 
     Returns:
@@ -125,7 +131,7 @@ def load_loggers(config: RunConfig, begins_at: str) -> list[LoggerDestination]:
     found = []
     for name, arguments in config.loggers.items():
         kind = getattr(composer.loggers, LOGGER_CLASSES[name])
-        parameters, folder = inspect.signature(kind).parameters, Path(config.run_folder) / name
+        parameters, folder = inspect.signature(kind).parameters, run_folder / name
         if 'log_dir' in parameters:
             arguments = {'log_dir': str(folder), **arguments}
         if 'filename' in parameters:

@@ -33,6 +33,7 @@ from rewarm.report.metrics import (
     sync_records,
 )
 from rewarm.report.records import Events
+from rewarm.report.refetches import Refetches
 from rewarm.resume.checkpoint import Checkpoint, open_checkpoint
 from rewarm.resume.checkpointing import Checkpointing, EvaluationCut
 from rewarm.resume.heartbeat import Heartbeat
@@ -136,7 +137,9 @@ def _go_on(this: Start) -> int:
     saved, where = on_rank_zero(store.newest) or (None, '')
     plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
     on_rank_zero(lambda: refuse_changes(saved, config, plan))
-    on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages}))
+    if not on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages})):
+        announce('The bucket lacks the newest checkpoint, so the other nodes do too. Start the same command again.')
+        return EXIT_PREEMPTED
     on_each_node(lambda: store.bring(saved))
     state = _run_state(config, saved)
     lost = on_rank_zero(lambda: cut_back(store.folder, state.batch))
@@ -184,6 +187,8 @@ def _finish(this: Start) -> int:
     patience_seconds = min(FINAL_UPLOAD_SECONDS, this.config.preemption.hang_timeout.seconds / 2)
     if on_rank_zero(lambda: this.store.flush(patience_seconds)):
         return 0
+    if (failure := on_rank_zero(lambda: this.store.failure())) is not None:
+        raise failure
     announce('The bucket does not have all of it yet. Start the same command again: it sends the rest.')
     return EXIT_PREEMPTED
 
@@ -201,6 +206,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         total_samples=stage.batches * plan.global_batch_size,
     )
     evals = {each.name: build_eval_loader(each, config=config) for each in config.eval.sets}
+    datasets = [train.dataset, *(each.dataset for each in evals.values())]
     state.enter(stage, train.fingerprint)
 
     clip = ClipGradients(model.pythia, config.max_grad_norm)
@@ -257,8 +263,15 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         eval_interval=eval_records.due,
         max_duration=Time(stage.end_tokens, TimeUnit.TOKEN),  # counted from the run's start
         algorithms=[guard, clip, rewarm, restore],  # last first at AFTER events: a stage begins on restored tensors
-        callbacks=[Heartbeat(this.watchdog.progress), eval_records, checkpointing, train_records, this.first_batch],
-        loggers=load_loggers(config, f'{stage.name}-ba{state.batch:08d}'),
+        callbacks=[
+            Heartbeat(this.watchdog.progress),
+            eval_records,
+            checkpointing,
+            train_records,
+            Refetches(events, datasets),
+            this.first_batch,
+        ],
+        loggers=load_loggers(config, folder, f'{stage.name}-ba{state.batch:08d}'),
         device=this.device,
         device_train_microbatch_size=config.device_train_microbatch_size,
         precision='fp32',  # the model itself computes in bf16 where asked to
@@ -287,7 +300,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         batch=int(trainer.state.timestamp.batch), algorithms={'Rewarm': rewarm.state_dict()}, stages=state.stages
     )
     trainer.close()
-    release([train.dataset, *(each.dataset for each in evals.values())])
+    release(datasets)
     if stopped is not None:
         raise stopped
     if after.batch == stage.end_batch:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -134,9 +135,9 @@ def write_tensors(root: Path, batch: int, name: str, tensors: Mapping[str, Tenso
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft / name)
         _flush(draft / name)
         return _describe(draft / name)
-    except SafetensorError as error:  # its text is all that is left of the system's error
+    except SafetensorError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f'{draft / name}: {error}') from error
+        raise _as_os_error(error, draft / name) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -275,6 +276,16 @@ def retain(root: Path, *, keep: int, stage_ends: Collection[int], in_use: Collec
     return doomed
 
 
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """The system's error, of which safetensors leaves a text such as ``... (os error 28)``."""
+    number = re.search(r'\(os error (\d+)\)', str(error))
+    return (
+        OSError(f'{path}: {error}')
+        if number is None
+        else OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+    )
+
+
 def _remove(path: Path) -> None:
     # Renamed first, so that a kill in the middle leaves a leftover and not a torn checkpoint.
     shutil.rmtree(path.rename(path.with_name(TEMPORARY_PREFIX + 'gone-' + path.name)))
@@ -334,6 +345,8 @@ def _mend_latest(root: Path, name: str, record: Record) -> None:
     except OSError as error:
         said = f'nothing ({error.strerror})'
     if said != name:
+        if (root / 'latest').is_dir() and not (root / 'latest').is_symlink():  # somebody's; no file can replace it
+            (root / 'latest').rename(root / f'latest-{time.time_ns()}{BROKEN_SUFFIX}')
         record('fallback', path=str(root / 'latest'), reason=f'it says {said!r}', instead=name)
         _point_latest(root, name)
 

@@ -92,17 +92,21 @@ class RunStore:
         path = self.checkpoints / 'latest'
         return path.read_text().strip() if path.exists() else None
 
-    def begin(self, stage_ends: Collection[int]) -> None:
+    def begin(self, stage_ends: Collection[int]) -> bool:
         """Lets the bucket catch up with what earlier starts left here; for the rank that holds the run.
 
         Args:
             stage_ends (Collection[int]): Batches at which a stage ends; those checkpoints are kept.
+
+        Returns:
+            bool: Whether other nodes, if there are any, can have the newest checkpoint.
         """
         self.stage_ends = stage_ends
-        if self.mirror is not None:
-            self.mirror.catch_up(keep=self.keep, stage_ends=stage_ends)
-            if dist.get_world_size() > dist.get_local_world_size():
-                self.flush(FINAL_UPLOAD_SECONDS)  # the other nodes have no other way to it
+        if self.mirror is None:
+            return True
+        self.mirror.catch_up(keep=self.keep, stage_ends=stage_ends)
+        alone = dist.get_world_size() == dist.get_local_world_size()
+        return alone or self.flush(FINAL_UPLOAD_SECONDS)
 
     def bring(self, checkpoint: Checkpoint | None) -> None:
         """Sees to it that this node has the run folder and a checkpoint that was found on the first node.

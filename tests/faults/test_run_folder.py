@@ -182,10 +182,8 @@ def test_files_and_folders_of_others_are_left_where_they_are(forks, tiny, whole)
     [
         'a dangling link',
         'a link',
-        *(
-            pytest.param(what, marks=pytest.mark.xfail(strict=True, reason='IsADirectoryError, exit code 1'))
-            for what in ('a directory', 'a full directory')
-        ),
+        'a directory',
+        'a full directory',
         'bytes',
         'empty',
     ],

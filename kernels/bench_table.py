@@ -256,6 +256,13 @@ def _proofs(found: Found) -> str:
             'killed and resumed',
             *said(('resume', 'killed', ''), '{batches} batches, killed after {killed_after}, bit-equal'),
         ],
+        [
+            'a save beside training',
+            *said(
+                ('save', 'background', ''),
+                'stands still {stall_seconds} s, at most {bar_seconds}; whole after {save_seconds} s',
+            ),
+        ],
     ]
     return _table(['proof', 'result'], rows)
 

@@ -168,6 +168,11 @@ class BackgroundSaver:
                 return work.exception()
         return self.other_failure()
 
+    def snapshot_ready(self) -> None:
+        """Waits for the memory of the copies, which is taken beside the first batches; the first save would."""
+        if self._snapshot is not None:
+            self._snapshot.result()
+
     def begin(self, position: Mapping[str, Any], state: Mapping[str, Any], *, wait: bool = False) -> None:
         """Copies this rank's share and leaves the rest to the thread; a save that is in flight is waited for first.
 

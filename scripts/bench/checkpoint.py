@@ -120,8 +120,7 @@ def _save_in_background(root: Path, shape: ModelShape) -> dict[str, Any]:
             count += 1
         return count / (time.perf_counter() - started)
 
-    assert saver._snapshot is not None
-    saver._snapshot.result()  # its memory is taken beside the first batches of a run
+    saver.snapshot_ready()
     until = time.perf_counter() + 5
     alone = products_per_second(lambda: time.perf_counter() < until)
     beside = []

@@ -85,6 +85,7 @@ SECTIONS = (
     Section('curve', ('-m', 'scripts.gpu.curve'), 70, 25, proves=True),
     Section('trainer', ('-m', 'scripts.gpu.trainer'), 80, 30),
     Section('resume', ('-m', 'scripts.gpu.resume'), 80, 30, proves=True),
+    Section('save', ('-m', 'scripts.gpu.save'), 60, 30, proves=True),
     _step('hf-compiled', 150, 50),  # the whole model at once: a minute or two of compilation, so last
 )
 """In order of importance."""

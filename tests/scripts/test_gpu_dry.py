@@ -104,6 +104,13 @@ def test_resume(records):
     assert 'Triton kernels' in killed['computed_by']
 
 
+def test_save(records):
+    save = records(main_of('save'))['background', '']
+    assert save['ok'] is True
+    assert 0 < save['stall_seconds'] < save['save_seconds'] + 1
+    assert {'bar_seconds', 'within_bar', 'bytes', 'memory_ready_seconds'} <= save.keys()
+
+
 def test_the_command_itself(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, 'argv', ['run.py', '--dry', '--only', 'facts,tests', '--out', str(tmp_path)])
     assert run.main() == 0

@@ -4,6 +4,7 @@ The ranks of the first node divide the tensors; each copies its share, which is 
 writes, hashes and flushes it. Once every share is on the disk, rank 0 publishes the checkpoint.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -134,10 +135,13 @@ class BackgroundSaver:
         self.other_failure = other_failure
         self._rank = dist.get_global_rank()
         writers = int(_from_rank_zero(dist.get_local_world_size()))
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix='save')
+        parameters = dict(model.named_parameters())
+        where = next(iter(parameters.values())).device
+        # A new thread would otherwise use GPU 0, and take memory there for each rank.
+        own_device = functools.partial(torch.cuda.set_device, where) if where.type == 'cuda' else None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix='save', initializer=own_device)
         self._writing: Future[dict[str, FileDescription]] | None = None
         self._publishing: Future[None] | None = None
-        parameters = dict(model.named_parameters())
         sizes = {name: 2 * parameter.nbytes for name, parameter in parameters.items()}  # two moments
         self._writer_of = divide(sizes, writers, head_start=sum(parameter.nbytes for parameter in parameters.values()))
         mine = sum(
@@ -145,9 +149,8 @@ class BackgroundSaver:
         )
         if self._rank == 0:
             mine += sum(parameter.nbytes + ALIGNMENT_BYTES for parameter in parameters.values())
-        on_gpu = next(iter(parameters.values())).is_cuda
         self._snapshot = (
-            self._threads.submit(Snapshot, mine, page_locked=on_gpu) if self._rank < writers else None
+            self._threads.submit(Snapshot, mine, page_locked=where.type == 'cuda') if self._rank < writers else None
         )  # taken at once, beside the first batches
 
     @property

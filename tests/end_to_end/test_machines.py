@@ -60,7 +60,7 @@ def test_a_notice_saves_at_once_and_stops_only_when_its_deadline_is_near(make_ru
     stopped = told.lines('events')[-1]
     assert stopped['event'] == 'preempted'
     assert 'terminate' in stopped['signal']
-    assert 0 < len(told.lines('metrics')) < 12
+    assert len(told.lines('metrics')) < 12  # none, if it was seen in the evaluation before the first batch
     cloud.action = None
     told.finish(*watching)
     assert told.losses() == unbroken.losses()

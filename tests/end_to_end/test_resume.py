@@ -51,9 +51,8 @@ def test_killed_at_any_batch_or_instant_of_a_save_equals_the_unbroken_run(data, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('workers', [0, 2])
-def test_sigkill_of_the_whole_group_equals_the_unbroken_run(make_run, unbroken, workers):
-    run = make_run()
+def test_sigkill_of_the_whole_group_equals_the_unbroken_run(make_run, unbroken):
+    run, workers = make_run(), 2
     for batches in (0, 3, 8):
         process = run.start(f'data.num_workers={workers}')
         wait_for(lambda batches=batches: run.folder.exists() and len(run.lines('metrics')) >= batches)
@@ -132,7 +131,7 @@ def test_a_second_process_on_the_run_folder_is_refused_with_the_owner(make_run):
     assert 'Traceback' not in output
 
 
-@pytest.mark.parametrize('damage', ['flipped byte', 'truncated', 'half written', 'latest missing', 'latest wrong'])
+@pytest.mark.parametrize('damage', ['flipped byte', 'half written', 'latest wrong'])  # more in tests/faults
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on(make_run, unbroken, damage):
     run = make_run()
     shutil.copytree(unbroken.folder, run.folder)
@@ -143,12 +142,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on(make_run, 
         content = bytearray(model.read_bytes())
         content[len(content) // 2] ^= 1
         model.write_bytes(content)
-    elif damage == 'truncated':
-        os.truncate(model, 1000)
     elif damage == 'half written':
         newest.rename(root / '.writing-ba00000012')
-    elif damage == 'latest missing':
-        (root / 'latest').unlink()
     else:
         (root / 'latest').write_text('ba99999999\n')
     run.finish()
@@ -157,8 +152,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on(make_run, 
     assert (root / 'latest').read_text() == 'ba00000012\n'
     assert not list(root.glob('.writing-*'))
     events = [event for event in run.lines('events') if event['event'] == 'fallback']
-    assert len(events) == {'flipped byte': 2, 'truncated': 2}.get(damage, 1)  # `latest` is put right as well
-    if damage in ('flipped byte', 'truncated'):
+    assert len(events) == {'flipped byte': 2}.get(damage, 1)  # `latest` is put right as well
+    if damage == 'flipped byte':
         assert (root / 'ba00000012.broken').exists()
 
 

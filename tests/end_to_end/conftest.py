@@ -3,6 +3,7 @@
 import json
 import os
 import pydoc_data.topics
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -113,7 +114,11 @@ class Run:
     def finish(self, *arguments: str, ranks: int = 1, code: int = 0) -> str:
         """Runs it to its end and checks the exit code."""
         process = self.start(*arguments, ranks=ranks)
-        output, _ = process.communicate(timeout=240)
+        try:
+            output, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert process.returncode == code, output
         return output
 

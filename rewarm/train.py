@@ -215,17 +215,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         hyperparameters=Hyperparameters(config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay),
         record=events.record_once,
     )
-    guard = SpikeGuard(
-        SpikePolicy(
-            **config.spikes.model_dump(),
-            history=on_rank_zero(lambda: recent_losses(folder, stage.name, WINDOW)),
-            rollbacks=on_rank_zero(lambda: events.batches_of('rollback')),
-        ),
-        grad_norm=lambda: clip.norm_on_device,
-        tokens_per_batch=plan.tokens_per_batch,
-        events=events,
-        announce=announce,
-    )
+    guard = _spike_guard(this, plan, stage, clip)
     restore = Restore(state, timestamp=timestamp_at(state.batch, stage, plan), model=model.pythia, seed=config.seed)
     train_records = TrainRecords(
         folder,
@@ -306,6 +296,22 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     if after.batch == stage.end_batch:
         events.record_once('stage_end')
     return after
+
+
+def _spike_guard(this: Start, plan: Plan, stage: StagePlan, clip: ClipGradients) -> SpikeGuard:
+    """Judges a stage's batches by its losses so far; they are what ``metrics.jsonl`` holds, and nothing is saved."""
+    policy = SpikePolicy(
+        **this.config.spikes.model_dump(),
+        history=on_rank_zero(lambda: recent_losses(this.store.folder, stage.name, WINDOW)),
+        rollbacks=on_rank_zero(lambda: this.events.batches_of('rollback')),
+    )
+    return SpikeGuard(
+        policy,
+        grad_norm=lambda: clip.norm_on_device,
+        tokens_per_batch=plan.tokens_per_batch,
+        events=this.events,
+        announce=announce,
+    )
 
 
 def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:

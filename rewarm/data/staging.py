@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.shards import write_whole
+from rewarm.disk import flush
 
 
 @dataclass
@@ -143,10 +144,10 @@ class Staging:
 
     def publish(self, out: Path) -> None:
         """Gives the finished dataset its name, in one step, and removes what is left."""
-        _sync_folder(self.dataset)
+        flush(self.dataset)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.dataset.rename(out)  # replaces an empty folder, and nothing else
-        _sync_folder(out.parent)
+        flush(out.parent)
         self.remove()
 
     def remove(self) -> None:
@@ -175,11 +176,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             yield f'{key}: {before["settings"].get(key)} there, {now["settings"][key]} now'
     if before['sources'] != now['sources']:
         yield 'the source files differ'
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

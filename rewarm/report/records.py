@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rewarm.disk import flush
+
 __all__ = ['Events', 'JsonLines']
 
 
@@ -54,22 +56,14 @@ class JsonLines:
         kept = [record for record in records if keep(record)]
         temporary = self.path.with_suffix('.tmp')
         temporary.write_text(''.join(_line(record) for record in kept))
-        self._flush(temporary)
+        flush(temporary)
         temporary.replace(self.path)
         return len(records) - len(kept)
 
     def sync(self) -> None:
         """Forces what was appended to the disk."""
         if self.path.exists():
-            self._flush(self.path)
-
-    @staticmethod
-    def _flush(path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            flush(self.path)
 
 
 def _line(record: dict[str, Any]) -> str:

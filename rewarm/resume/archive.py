@@ -14,6 +14,7 @@ from typing import Any
 
 from rewarm.buckets.bucket import Bucket, Entry
 from rewarm.buckets.errors import Damaged
+from rewarm.disk import flush
 from rewarm.resume.checkpoint import (
     BROKEN_SUFFIX,
     FORMAT,
@@ -133,7 +134,7 @@ class Archive:
             file.write(text or b'')
             file.flush()
             os.fsync(file.fileno())
-        _flush(draft)
+        flush(draft)
         return draft
 
     def retain(
@@ -221,7 +222,7 @@ def put_in_place(draft: Path, root: Path, name: str) -> Path:
     latest = root / f'{TEMPORARY_PREFIX}latest'
     latest.write_text(name + '\n')
     latest.replace(root / 'latest')
-    _flush(root)
+    flush(root)
     return target
 
 
@@ -259,11 +260,3 @@ def _wrong_sizes(files: dict[str, dict[str, Any]], kept: _Kept) -> list[str]:
         elif entry.bytes != expected['bytes']:
             found.append(f'{name} has {entry.bytes:,} bytes instead of {expected["bytes"]:,}')
     return found
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

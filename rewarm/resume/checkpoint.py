@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.config.errors import UserError
+from rewarm.disk import flush
 
 __all__ = [
     'MODEL_FILE',
@@ -133,7 +134,7 @@ def write_tensors(root: Path, batch: int, name: str, tensors: Mapping[str, Tenso
     draft.mkdir(parents=True, exist_ok=True)
     try:
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, draft / name)
-        _flush(draft / name)
+        flush(draft / name)
         return _describe(draft / name)
     except SafetensorError as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -164,12 +165,12 @@ def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], sta
         described = {**files, STATE_FILE: _describe(draft / STATE_FILE)}
         (draft / MANIFEST_FILE).write_text(json.dumps({'format': FORMAT, 'files': described}, indent=1))
         for path in (draft / STATE_FILE, draft / MANIFEST_FILE, draft):
-            _flush(path)
+            flush(path)
         # The same batch saved again, by a run that was set back: the same bits, or broken.
         if (root / name).exists():
             _remove(root / name)
         draft.rename(root / name)
-        _flush(root)
+        flush(root)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -333,9 +334,9 @@ def _describe(path: Path) -> FileDescription:
 def _point_latest(root: Path, name: str) -> None:
     temporary = root / (TEMPORARY_PREFIX + 'latest')
     temporary.write_text(name + '\n')
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(root / 'latest')
-    _flush(root)
+    flush(root)
 
 
 def _mend_latest(root: Path, name: str, record: Record) -> None:
@@ -349,11 +350,3 @@ def _mend_latest(root: Path, name: str, record: Record) -> None:
             (root / 'latest').rename(root / f'latest-{time.time_ns()}{BROKEN_SUFFIX}')
         record('fallback', path=str(root / 'latest'), reason=f'it says {said!r}', instead=name)
         _point_latest(root, name)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,6 @@ the same number and no run is seen half built.
 import atexit
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import re
@@ -68,16 +67,15 @@ def build_dataset(build: Callable[[], D]) -> D:
         UserError: If a living run uses one of its cache folders.
     """
     leader = dist.get_local_rank() == 0
-    before = _objects(SharedMemory)  # the objects, not their ids: those are used again
-    with _machine_lock() if leader else contextlib.nullcontext():
+    with _noting_blocks() as opened, _machine_lock() if leader else contextlib.nullcontext():
         dist.barrier()
         dataset = _build_patiently(build, leader)
         if leader:
             _hold(dataset)
         dist.barrier()
     # While it looked for a free number, Streaming opened the blocks of every other dataset, and keeps them open.
-    kept = {id(block) for block in (*before, *_blocks_of(dataset))}
-    for block in _objects(SharedMemory):
+    kept = {id(block) for block in _blocks_of(dataset)}
+    for block in opened:
         if id(block) not in kept:
             _close(block)
     return dataset
@@ -241,8 +239,21 @@ def _blocks_of(dataset: StreamingDataset) -> list[SharedMemory]:
     return [*blocks, resume] if resume else blocks
 
 
-def _objects(kind: type) -> list[Any]:
-    return [thing for thing in gc.get_objects() if type(thing) is kind]
+@contextlib.contextmanager
+def _noting_blocks() -> Iterator[list[SharedMemory]]:
+    """Lists the blocks that Streaming opens meanwhile; it tells of none but those that the dataset keeps."""
+    opened: list[SharedMemory] = []
+    construct = SharedMemory.__init__
+
+    def construct_and_note(self: SharedMemory, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        opened.append(self)
+
+    SharedMemory.__init__ = construct_and_note
+    try:
+        yield opened
+    finally:
+        SharedMemory.__init__ = construct
 
 
 def _close(block: SharedMemory) -> None:

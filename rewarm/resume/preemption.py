@@ -47,9 +47,8 @@ class StopRequest:
 
     def on_notice(self, notice: Notice) -> None:
         """Wants a checkpoint soon, and a stop when the deadline is near; called by the thread that polls."""
-        deadline = notice.deadline
-        if deadline is not None and (self._nearest is None or deadline < (self._nearest.deadline or deadline)):
-            self._nearest = notice
+        dated = [each for each in (self._nearest, notice) if each is not None and each.deadline is not None]
+        self._nearest = min(dated, key=lambda each: each.deadline or 0, default=None)
         self._news.append(notice)
 
     @property
@@ -65,11 +64,9 @@ class StopRequest:
     @property
     def reason(self) -> str | None:
         """Why this process is to go now: a signal it received, or a notice whose deadline is near."""
-        if self.received is not None:
-            return self.received
-        left = None if self._nearest is None else self._nearest.seconds_left
-        near = self._nearest is not None and left is not None and left <= self.grace_period_seconds
-        return self._nearest.what if near and self._nearest is not None else None
+        if self.received is None and self._nearest is not None and self.seconds_left <= self.grace_period_seconds:
+            return self._nearest.what
+        return self.received
 
     @property
     def seconds_left(self) -> float:

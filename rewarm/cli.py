@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -30,16 +31,23 @@ Overrides = Annotated[
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
 
+LATE_START_SECONDS = 10
+"""By how much a rank may begin after another."""
+
 
 def main() -> NoReturn:
     """Runs the command line; errors of the user's input are printed without a traceback and leave with code 2."""
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if os.environ.get('RANK', '0') == '0' or isinstance(error, RankError):
+        if _is_first_of_node() or isinstance(error, RankError):
             print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
+
+
+def _is_first_of_node() -> bool:
+    return os.environ.get('LOCAL_RANK', '0') == '0'
 
 
 @app.command()
@@ -124,7 +132,12 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     # Until training listens itself, a signal means there is nothing to save yet: start me again.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: os._exit(EXIT_PREEMPTED))
-    config = load(run, overrides or [])
+    try:
+        config = load(run, overrides or [])
+    except UserError:
+        if not _is_first_of_node():
+            time.sleep(LATE_START_SECONDS)  # a launcher ends all with the first that leaves: the one that tells
+        raise
     gc.disable()  # collecting while all of torch and Composer is imported costs 1.2 s and frees nothing
     from rewarm.train import run as run_training
 
@@ -135,6 +148,9 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
         if (words := disk_error(error, config.run_folder)) is None:
             raise
         raise words from error
+    finally:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # a launcher's, as others are gone first, would change the exit code
     sys.stdout.flush()
     sys.exit(code)
 

@@ -180,7 +180,6 @@ try:
     saver.begin({'batch': 6, 'tokens': 1, 'stage': 'a'}, {}, wait=True)
 except UserError as error:
     print(dist.get_global_rank(), error, flush=True)
-    sys.exit(2)
 finally:
     saver.close()
 """
@@ -197,7 +196,7 @@ def test_two_ranks_write_their_shares_and_both_tell_of_a_failure_on_one(tmp_path
         timeout=240,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'},
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 0, done.stderr
     for rank, text in enumerate([done.stdout, (tmp_path / 'rank1').read_text()]):
         assert f'{rank} saving a checkpoint' in text
         assert 'failed on rank 1' in text

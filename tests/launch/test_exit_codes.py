@@ -1,0 +1,49 @@
+"""What the composer launcher answers with when ranks do not start, or end, at the same time."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rewarm.resume.lock import run_lock
+from tests.end_to_end.conftest import Run
+
+IMPORTED_AT_EACH_START = 'sitecustomize.py'
+RANK_0_BEGINS_LAST = """
+import os, time
+if os.environ.get('RANK') == '0':
+    time.sleep(3)
+"""
+RANK_0_ENDS_LAST = """
+import os, time
+class Last:
+    sleep = staticmethod(time.sleep)
+    def __del__(self):
+        self.sleep(3)  # when modules are cleared, after Python has given up its signal handlers
+if os.environ.get('RANK') == '0':
+    os.last = Last()
+"""
+
+
+def launch(run: Run, *arguments: str, each_start: str, tmp_path: Path) -> subprocess.CompletedProcess:
+    (tmp_path / IMPORTED_AT_EACH_START).write_text(each_start)
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONWARNINGS': 'ignore', 'OMP_NUM_THREADS': '1'}
+    command = run.command(*arguments, ranks=2)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_a_wrong_run_file_is_told_of_even_if_another_rank_finds_it_first(make_run, tmp_path):
+    done = launch(make_run(), 'nonsense=1', each_start=RANK_0_BEGINS_LAST, tmp_path=tmp_path)
+    assert 'nonsense' in done.stderr, done.stdout
+    assert done.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_refusal_keeps_its_code_even_if_another_rank_is_gone_first(make_run, tmp_path):
+    run = make_run()
+    run.folder.mkdir()
+    with run_lock(run.folder):
+        done = launch(run, each_start=RANK_0_ENDS_LAST, tmp_path=tmp_path)
+    assert f'in use by process {os.getpid()} on' in done.stderr, done.stdout
+    assert done.returncode == 2

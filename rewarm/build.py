@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from rewarm.config.schema import RunConfig
-from rewarm.model.attention import attention_named, choose_backend
+from rewarm.model.attention import attention_named
+from rewarm.model.attention_choice import choose_backend
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.ops import choose_ops
 from rewarm.model.pythia import Pythia, init_weights

@@ -326,7 +326,7 @@ def doctor() -> None:
     import torch
 
     from rewarm.config.shapes import MODEL_SHAPES
-    from rewarm.model.attention import choose_attention
+    from rewarm.model.attention_choice import choose_attention
     from rewarm.model.ops import FUSED_OPS, choose_ops
     from rewarm.model.trial import try_ops
     from rewarm.start import VERSIONS_OF, version_of

@@ -97,7 +97,7 @@ def choose_ops(
         choices (Mapping[str, str]): ``auto``, ``triton`` or ``torch`` for each of ``FUSED_OPS``: the run file's
             ``model.kernels``.
         device (torch.device | str): Where the model will run.
-        attention (Attention): What :func:`rewarm.model.attention.choose_attention` chose.
+        attention (Attention): What :func:`rewarm.model.attention_choice.choose_attention` chose.
         faults (Mapping[str, str] | None): What :func:`rewarm.model.trial.try_ops` found, here or on another rank: those
             operations are left to plain PyTorch. ``None`` if nothing was tried.
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rewarm.config.errors import UserError
 from rewarm.config.shapes import ModelShape
-from rewarm.model.attention import ERROR_FLOOR, Attention, first_line, row_error
+from rewarm.model.attention import Attention
+from rewarm.model.attention_trials import ERROR_FLOOR, first_line, row_error
 from rewarm.model.ops import IGNORED_LABEL, TORCH_OPS, Ops, choose_ops, rotary_tables, wanted_kernels
 
 __all__ = ['try_ops']
@@ -45,7 +46,7 @@ def try_ops(
     Args:
         choices (Mapping[str, str]): The run file's ``model.kernels``: ``auto``, ``triton`` or ``torch`` for each operation.
         device (torch.device | str): Where the model will run.
-        attention (Attention): What :func:`rewarm.model.attention.choose_attention` chose.
+        attention (Attention): What :func:`rewarm.model.attention_choice.choose_attention` chose.
         shape (ModelShape): The model's sizes.
         gelu (str): ``tanh`` or ``erf``.
         dtype (torch.dtype): The model's ``compute_dtype``.

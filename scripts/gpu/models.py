@@ -179,7 +179,7 @@ def our_model(kernels: str, sizes: Sizes, device: torch.device, dtype: torch.dty
     Returns:
         Trainee: The model.
     """
-    from rewarm.model.attention import choose_attention
+    from rewarm.model.attention_choice import choose_attention
     from rewarm.model.ops import FUSED_OPS, choose_ops
     from rewarm.model.pythia import Pythia
 

@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def _compare(records: Records, folder: Path, device: torch.device, *, dry: bool) -> None:
-    from rewarm.model.attention import choose_backend
+    from rewarm.model.attention_choice import choose_backend
     from scripts.bench._common import Size
 
     size = Size(width=128, layers=6, heads=4, vocabulary=512, seq_len=256, batch=16, microbatch=8)

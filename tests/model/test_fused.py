@@ -9,7 +9,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rewarm.config.schema import KernelsConfig
 from rewarm.config.shapes import ModelShape
-from rewarm.model.attention import choose_attention
+from rewarm.model.attention_choice import choose_attention
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.ops import Ops, choose_ops
 from rewarm.model.pythia import Pythia, init_weights

@@ -6,7 +6,7 @@ import torch
 from rewarm.config.memory import estimate_memory
 from rewarm.config.schema import KernelsConfig
 from rewarm.config.shapes import ModelShape
-from rewarm.model.attention import choose_attention
+from rewarm.model.attention_choice import choose_attention
 from rewarm.model.ops import choose_ops
 from rewarm.model.pythia import Pythia, init_weights
 

@@ -8,7 +8,7 @@ from rewarm_kernels.launch import INTERPRETED
 from rewarm.config.errors import UserError
 from rewarm.config.schema import KernelsConfig
 from rewarm.model import ops
-from rewarm.model.attention import choose_attention
+from rewarm.model.attention_choice import choose_attention
 from rewarm.model.ops import FUSED_OPS, choose_ops
 
 

@@ -11,7 +11,7 @@ from rewarm.config.errors import UserError
 from rewarm.config.schema import KernelsConfig
 from rewarm.config.shapes import ModelShape
 from rewarm.model import ops, trial
-from rewarm.model.attention import choose_attention
+from rewarm.model.attention_choice import choose_attention
 from rewarm.model.ops import FUSED_OPS, choose_ops
 from rewarm.model.trial import try_ops
 from tests.kernels.interpreter import correct

@@ -155,3 +155,11 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Run:
     run = Run(tmp_path_factory.mktemp('unbroken'), data)
     run.finish()
     return run
+
+
+@pytest.fixture(scope='session')
+def unbroken_of_two(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Run:
+    """The same run on two ranks."""
+    run = Run(tmp_path_factory.mktemp('unbroken_of_two'), data)
+    run.finish(ranks=2)
+    return run

@@ -65,9 +65,10 @@ def test_sigkill_of_the_whole_group_equals_the_unbroken_run(make_run, unbroken):
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_equal_two_ranks_unbroken_and_one_rank_goes_on_with_the_same_samples(make_run, unbroken):
-    whole, killed = make_run('whole'), make_run('killed')
-    whole.finish(ranks=2)
+def test_two_ranks_killed_equal_two_ranks_unbroken_and_one_rank_goes_on_with_the_same_samples(
+    make_run, unbroken, unbroken_of_two
+):
+    killed, whole = make_run('killed'), unbroken_of_two
     for batches in (4, 7):
         process = killed.start(ranks=2)
         wait_for(lambda batches=batches: killed.folder.exists() and len(killed.lines('metrics')) >= batches)
@@ -90,9 +91,12 @@ def test_two_ranks_killed_equal_two_ranks_unbroken_and_one_rank_goes_on_with_the
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('ranks', 'number', 'whole_group'), [(1, signal.SIGINT, False), (2, signal.SIGTERM, True)])
-def test_a_signal_saves_and_exits_75_and_the_run_goes_on(make_run, ranks, number, whole_group):
-    run, whole = make_run('told'), make_run('whole')
+@pytest.mark.parametrize(
+    ('ranks', 'number', 'whole_group', 'undisturbed'),
+    [(1, signal.SIGINT, False, 'unbroken'), (2, signal.SIGTERM, True, 'unbroken_of_two')],
+)
+def test_a_signal_saves_and_exits_75_and_the_run_goes_on(make_run, ranks, number, whole_group, undisturbed, request):
+    run, whole = make_run(), request.getfixturevalue(undisturbed)
     options = ('data.num_workers=2', 'checkpoints.interval=1000ba')
     process = run.start(*options, ranks=ranks)
     wait_for(lambda: len(run.lines('metrics')) >= 2)
@@ -107,7 +111,6 @@ def test_a_signal_saves_and_exits_75_and_the_run_goes_on(make_run, ranks, number
     run.finish(*options, ranks=ranks)
     resume = next(event for event in run.lines('events') if event['event'] == 'resume')
     assert resume['lost_batches'] == 0
-    whole.finish(*options, ranks=ranks)
     assert run.losses() == whole.losses()
     assert sorted(run.evals()) == sorted(whole.evals())
 

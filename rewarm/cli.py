@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that ``rewarm plan`` answers at once."""
 
+import atexit
 import gc
 import os
 import signal
@@ -40,14 +41,8 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if _is_first_of_node() or isinstance(error, RankError):
-            print(error, file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(_tell(error))
     sys.exit(0)
-
-
-def _is_first_of_node() -> bool:
-    return os.environ.get('LOCAL_RANK', '0') == '0'
 
 
 @app.command()
@@ -144,15 +139,38 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     gc.enable()
     try:
         code = run_training(config)
+    except UserError as error:
+        code = _tell(error)
     except OSError as error:
         if (words := disk_error(error, config.run_folder)) is None:
             raise
-        raise words from error
-    finally:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # a launcher's, as others are gone first, would change the exit code
+        code = _tell(words)
+    _leave(code)
+
+
+def _tell(error: UserError) -> int:
+    """Prints what the user has to know, once on each node; returns the exit code."""
+    if _is_first_of_node() or isinstance(error, RankError):
+        print(error, file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _is_first_of_node() -> bool:
+    return os.environ.get('LOCAL_RANK', '0') == '0'
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a process that trained with its own code, whatever the launcher does once another rank is gone.
+
+    Python would go on to clear up, and a SIGTERM ends it then: its handlers are gone. So does a thread of gloo's that
+    lets go of a tensor late (SIGABRT).
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.exit(code)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.command()

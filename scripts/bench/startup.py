@@ -1,27 +1,31 @@
 """Start-up: seconds from starting `rewarm train` to its first batch, and how long `rewarm plan` and `--help` take.
 
-A tiny model on one process, so that what is measured is the start itself: `cold` begins a run, `resumed` goes on from a
-checkpoint. The marks, in seconds since the process was started, are medians of `--repeat` starts:
+A tiny model on one process, so that what is measured is the start itself: `new` begins a run, `resumed` goes on from a
+checkpoint, and `resumed_cold` does so on a machine that has read nothing yet: all files of Python, of its packages and of
+the run are put out of the kernel's page cache before each start, as far as no other process has them mapped. The marks, in
+seconds since the process was started, are medians of `--repeat` starts:
 
     run_start     Python, torch, Composer and Streaming imported, the run folder taken, its newest checkpoint verified
     batch_begun   model, optimizer and Trainer built, the checkpoint loaded, the loader's processes started
     batch_done    the first batch trained and recorded
-    ended         the process gone, after two batches (cold) or one (resumed) and their saves
+    ended         the process gone, after two batches (new) or one (resumed) and their saves
 
 `imports` is where the seconds before run_start go: each package's own time by `python -X importtime`, which slows imports down
 a little, without what it imports from others.
 
-    python scripts/bench/startup.py     about 2 minutes
+    python scripts/bench/startup.py     about 3 minutes
 
 Prints one line of JSON for each figure.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter
@@ -46,9 +50,8 @@ def main() -> None:
     for name, arguments in (('plan', ('plan', RUN_FILE)), ('help', ('--help',))):
         seconds = [_process(rewarm(*arguments)) for _ in range(options.repeat)]
         _tell(name, {'seconds': round(statistics.median(seconds), 3), 'all': seconds, **around})
-    cold, resumed = _starts(options)
-    _tell('cold', {**cold, **around})
-    _tell('resumed', {**resumed, **around})
+    for kind, marks in _starts(options).items():
+        _tell(kind, {**_medians(marks), **around})
     _tell('imports', {**_imports(), **around})
 
 
@@ -63,21 +66,34 @@ def _process(command: list[str]) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _starts(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Begins a run of two batches that saves after each, takes it back to the first, and lets it go on."""
-    cold, resumed = [], []
+def _starts(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Begins a run of two batches that saves after each, and takes it back to the first for each other kind of start."""
+    found: dict[str, list[dict[str, float]]] = {'new': [], 'resumed': [], 'resumed_cold': []}
     with tempfile.TemporaryDirectory(prefix='rewarm-bench-') as name:
         folder = Path(name)
         write_shards(folder, SIZES['tiny'], batches=2)
         run = write_run(folder, SIZES['tiny'], batches=2, workers=options.workers, save_every=1)
         for number in range(options.repeat):
             place = folder / f'run-{number}'
-            cold.append(_marks(run, place, batch=1))
-            shutil.rmtree(place / 'checkpoints' / 'ba00000002')
-            records = (place / 'metrics.jsonl').read_text().splitlines(keepends=True)
-            (place / 'metrics.jsonl').write_text(records[0])
-            resumed.append(_marks(run, place, batch=2))
-    return _medians(cold), _medians(resumed)
+            found['new'].append(_marks(run, place, batch=1))
+            for kind in ('resumed', 'resumed_cold'):
+                shutil.rmtree(place / 'checkpoints' / 'ba00000002')
+                records = (place / 'metrics.jsonl').read_text().splitlines(keepends=True)
+                (place / 'metrics.jsonl').write_text(records[0])
+                if kind == 'resumed_cold':
+                    _forget(folder, ROOT, Path(sys.prefix), Path(sysconfig.get_paths()['stdlib']))
+                found[kind].append(_marks(run, place, batch=2))
+    return found
+
+
+def _forget(*folders: Path) -> None:
+    """Puts all files below some folders out of the page cache."""
+    os.sync()  # what is not written yet stays
+    for path in (Path(base) / name for folder in folders for base, _, names in os.walk(folder) for name in names):
+        if path.is_file() and not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
 
 def _marks(run: Path, folder: Path, *, batch: int) -> dict[str, float]:

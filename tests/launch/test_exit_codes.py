@@ -15,14 +15,15 @@ import os, time
 if os.environ.get('RANK') == '0':
     time.sleep(3)
 """
-RANK_0_ENDS_LAST = """
-import os, time
-class Last:
-    sleep = staticmethod(time.sleep)
+RANK_0_ENDS_LAST_AND_BADLY = """
+import atexit, os, time
+class Aborts:
+    abort = staticmethod(os.abort)
     def __del__(self):
-        self.sleep(3)  # when modules are cleared, after Python has given up its signal handlers
+        self.abort()  # when modules are cleared, as a thread of gloo's can
 if os.environ.get('RANK') == '0':
-    os.last = Last()
+    os.cleared = Aborts()
+    atexit.register(time.sleep, 3)
 """
 
 
@@ -44,6 +45,6 @@ def test_a_refusal_keeps_its_code_even_if_another_rank_is_gone_first(make_run, t
     run = make_run()
     run.folder.mkdir()
     with run_lock(run.folder):
-        done = launch(run, each_start=RANK_0_ENDS_LAST, tmp_path=tmp_path)
+        done = launch(run, each_start=RANK_0_ENDS_LAST_AND_BADLY, tmp_path=tmp_path)
     assert f'in use by process {os.getpid()} on' in done.stderr, done.stdout
     assert done.returncode == 2

@@ -43,13 +43,13 @@ def test_trainer_compares_the_same_training_on_both_sides():
 
 
 @pytest.mark.slow
-def test_startup_tells_of_commands_of_a_cold_and_a_resumed_start_and_of_imports():
-    plan, usage, cold, resumed, imports = figures('startup.py', '--repeat', '1', '--workers', '0')
-    assert [each['figure'] for each in (plan, usage, cold, resumed, imports)] == [
-        'plan', 'help', 'cold', 'resumed', 'imports',
+def test_startup_tells_of_commands_of_each_kind_of_start_and_of_imports():
+    plan, usage, new, resumed, resumed_cold, imports = figures('startup.py', '--repeat', '1', '--workers', '0')
+    assert [each['figure'] for each in (plan, usage, new, resumed, resumed_cold, imports)] == [
+        'plan', 'help', 'new', 'resumed', 'resumed_cold', 'imports',
     ]  # fmt: skip
     assert min(plan['seconds'], usage['seconds']) > 0
-    for start in (cold, resumed):
+    for start in (new, resumed, resumed_cold):
         assert 0 < start['run_start'] < start['batch_begun'] < start['batch_done'] < start['ended']
     assert {'torch', 'composer', 'streaming', 'transformers', 'rewarm'} <= imports['seconds'].keys()
     assert imports['total'] >= sum(imports['seconds'].values()) - 0.1

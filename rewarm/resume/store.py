@@ -81,7 +81,7 @@ class RunStore:
         """
         fetched = None if self.mirror is None else self.mirror.fetch()
         remove_leftovers(self.checkpoints)
-        found = find_newest_valid(self.checkpoints, self.record)
+        found = find_newest_valid(self.checkpoints, self.record, hashed=None if fetched is None else fetched.name)
         if found is None:
             return None
         from_bucket = fetched is not None and (fetched.name, fetched.where) == (found.path.name, 'bucket')

@@ -48,6 +48,15 @@ def test_damage_is_named_and_the_older_checkpoint_taken(tmp_path, damage, words)
     assert (tmp_path / 'ba00000002.broken').is_dir()
 
 
+def test_what_was_found_whole_a_moment_ago_is_not_read_again_and_newer_ones_are(tmp_path):
+    os.truncate(save(tmp_path, 1) / 'model.safetensors', 9)  # only one who reads it can tell
+    os.truncate(save(tmp_path, 2) / 'model.safetensors', 9)
+    found = find_newest_valid(tmp_path, lambda *_, **__: None, hashed='ba00000001')
+    assert found is not None
+    assert found.batch == 1
+    assert (tmp_path / 'ba00000002.broken').is_dir()
+
+
 def test_nothing_saved_is_none_and_all_broken_is_refused_even_the_next_time(tmp_path):
     assert find_newest_valid(tmp_path / 'absent', print) is None
     os.truncate(save(tmp_path, 1) / 'model.safetensors', 3)

@@ -78,7 +78,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
 ) -> None:
-    """Checks a run file and shows what it would do: stages, steps, rates, checkpoints, disk, hours, money, how often to save."""
+    """Checks a run file and shows what it would do.
+
+    Stages, steps, rates, checkpoints, disk, memory, hours, money, and how often to save.
+    """
     from rewarm.config.goodput import Conditions
     from rewarm.config.show import plan_command
 
@@ -113,7 +116,7 @@ def ranks(
     available: Annotated[int, typer.Option(min=1, help='GPUs at hand, on all nodes together.')],
     gpus_per_node: Annotated[int, typer.Option(min=1, help='Use whole nodes of so many GPUs only.')] = 1,
 ) -> None:
-    """Prints the most ranks that can run a run file on the GPUs at hand; says on stderr why it is not all of them."""
+    """Prints the most ranks that can run a run file. If that is fewer than the GPUs at hand, stderr says why."""
     from rewarm.config.ranks import ranks_command
 
     ranks_command(run, overrides or [], available=available, gpus_per_node=gpus_per_node)
@@ -240,7 +243,7 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
 ) -> None:
-    """Writes one self-contained HTML page: losses, rates, forgetting, recovery, preemptions, what ran."""
+    """Writes one self-contained HTML page about a run. Losses, rates, forgetting, recovery, preemptions, what ran."""
     from rewarm.report.page import write_page
 
     print(write_page(runs, out))
@@ -253,7 +256,7 @@ def status(
     ],
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
 ) -> None:
-    """Says where a run is, who holds it, its last save, stops and goodput, when it ends, and what a start would do."""
+    """Says where a run is. Who holds it, its last save, stops and goodput, when it ends, and what a start would do."""
     from rewarm.report.show_status import status_command
 
     status_command(run, as_json=as_json)
@@ -264,7 +267,7 @@ def export_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help='A checkpoint folder, such as runs/NAME/checkpoints/ba00001200.')],
     out: Annotated[Path, typer.Argument(help='The Hugging Face folder to write; must not exist.')],
 ) -> None:
-    """Writes a checkpoint as a Hugging Face folder that transformers loads."""
+    """Writes a checkpoint as a folder that transformers loads."""
     from safetensors.torch import load_file
 
     from rewarm.config.load import load
@@ -289,7 +292,7 @@ def import_checkpoint(
     source: Annotated[str, typer.Argument(help='A Hugging Face folder, or an id in the local cache.')],
     checkpoint: Annotated[Path, typer.Argument(help='The checkpoint folder to write; must not exist.')],
 ) -> None:
-    """Makes a checkpoint of Hugging Face weights, for `init_from: checkpoint:FOLDER`; it holds no optimizer state."""
+    """Makes a checkpoint of Hugging Face weights. For `init_from: checkpoint:FOLDER`; it holds no optimizer state."""
     import tempfile
 
     from rewarm.model.pythia import Pythia
@@ -330,7 +333,7 @@ def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a d
 
 @app.command()
 def schema() -> None:
-    """Prints the JSON Schema of run files, for editors: rewarm schema > run.schema.json."""
+    """Prints the JSON Schema of run files, for editors. Such as: rewarm schema > run.schema.json."""
     from rewarm.config.show import schema_text
 
     print(schema_text(), end='')
@@ -338,7 +341,7 @@ def schema() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Says what is installed here, which devices there are, and what would be chosen and why."""
+    """Says what is installed and what would be chosen here. Devices, kernels, attention, and why."""
     import shutil
 
     import torch

@@ -19,7 +19,7 @@ check: env  ## Style, types, import direction, then all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: env  ## Tests that take seconds
 	$(BIN)/pytest -m 'not slow and not gpu and not demo'

@@ -237,7 +237,7 @@ def alone(monkeypatch):
 
 def sweep_until_gone(blocks):
     """Once is enough, unless a program that looks for a free number at this moment has the blocks open, too."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while sweep_shared_memory() >= 0 and still_there(blocks):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -31,7 +31,7 @@ test-pins:  ## The suite on the versions that Composer and Streaming officially 
 	@PYTHON=$(PYTHON) scripts/env.sh .venv-pins requirements-pins.lock
 	.venv-pins/bin/pytest -n 2 --dist loadfile
 
-test-slurm: env  ## Our recipe on a real Slurm that the tests start: preemption, a lost node, the time limit; as root, Debian's slurm-wlm (5 minutes)
+test-slurm: env  ## Our recipe on a real Slurm that the tests start: preemption, a lost node, the time limit; as root, Debian's slurm-wlm (10 minutes)
 	command -v slurmctld munged >/dev/null || apt-get install -y --no-install-recommends slurm-wlm slurm-client munge
 	$(BIN)/pytest -m slurm tests/launch/test_slurm.py
 

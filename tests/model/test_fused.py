@@ -111,7 +111,7 @@ def losses_of_training(shape: ModelShape, kernels: str, dtype: torch.dtype, num_
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     losses = []
     for step in range(num_steps):
-        batch = batch_of(shape, 4, 16, seed=step % 8)  # eight batches again and again: they are learned by heart
+        batch = batch_of(shape, 2, 16, seed=step % 8)  # eight batches again and again: they are learned by heart
         loss = wrapped.loss(wrapped.forward(batch), batch)
         optimizer.zero_grad()
         loss.backward()

@@ -165,15 +165,17 @@ def _is_first_of_node() -> bool:
 def _leave(code: int) -> NoReturn:
     """Ends a process that trained with its own code, whatever the launcher does once another rank is gone.
 
-    Python would go on to clear up, and a SIGTERM ends it then: its handlers are gone. So does a thread of gloo's that
+    Python would go on to clear up, and a SIGTERM ends it then: its handlers are gone. So can a thread of gloo's that
     lets go of a tensor late (SIGABRT).
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)  # a terminal that is gone does not change it either
 
 
 @app.command()

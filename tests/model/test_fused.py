@@ -95,7 +95,7 @@ def test_200_steps_with_kernels_give_the_losses_of_200_steps_without(dtype):
     bound = 1e-4
     if dtype == torch.bfloat16:
         bound += 2 * largest_difference(plain, losses_of_training(shape, 'torch', torch.float32))
-    assert bound < 0.2
+    assert bound < 0.3
     assert plain[0] - plain[-1] > 1, 'nothing was learned'
     assert largest_difference(losses_of_training(shape, 'triton', dtype), plain) < bound
 

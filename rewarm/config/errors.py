@@ -22,6 +22,23 @@ class RankError(UserError):
     """What one rank found alone; the others do not know of it, so that rank prints it."""
 
 
+class DamagedFile(UserError):
+    """A file from outside is not what its format says; callers with something to fall back on catch it.
+
+    Args:
+        where (object): The file, or ``file:line``.
+        place (str): Where in it, such as ``shards.3.bytes``; empty for the whole file.
+        what (str): What is wrong there.
+    """
+
+    def __init__(self, where: object, *, place: str = '', what: str) -> None:
+        self.where, self.place, self.what = str(where), place, what
+        super().__init__(f'{where}: damaged: {place + ": " if place else ""}{what}')
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        return UserError, (str(self),)  # between processes only the words count
+
+
 class ConfigError(UserError):
     """One or more problems in a run file or on the command line, all found at once.
 

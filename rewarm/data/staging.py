@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.shards import write_whole
-from rewarm.disk import flush
+from rewarm.formats.files import flush
 
 
 @dataclass

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rewarm.disk import flush
+from rewarm.formats.files import flush
 
 __all__ = ['Events', 'JsonLines']
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rewarm.buckets.bucket import Bucket, Entry
 from rewarm.buckets.errors import Damaged
-from rewarm.disk import flush
+from rewarm.formats.files import flush
 from rewarm.resume.checkpoint import (
     BROKEN_SUFFIX,
     FORMAT,

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.config.errors import UserError
-from rewarm.disk import flush
+from rewarm.formats.files import flush
 
 __all__ = [
     'MODEL_FILE',

@@ -1,0 +1,137 @@
+"""JSON from outside, read strictly: a value that means one thing, or ``DamagedFile``.
+
+Python's reader takes NaN and Infinity, keeps the last of two equal keys, makes ``inf`` of 1e400, and raises
+RecursionError on what is nested deeply. Here all of these are damage, and so are invalid UTF-8, halves of surrogate
+pairs, and numbers that no 64-bit field holds. Each format is a pydantic model; its reader is one line::
+
+    card = read_file(DatasetCard, folder / 'dataset_card.json')
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rewarm.config.errors import DamagedFile
+from rewarm.formats.files import LARGEST_BYTES, read_bytes
+
+__all__ = ['Record', 'parse_json', 'parse_record', 'read_file', 'read_json']
+
+DEEPEST = 100
+"""Levels of nesting; none of our formats has more than eight."""
+
+_HALF_OF_A_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
+
+
+class Record(BaseModel):
+    """A format: strict types, finite numbers; keys that a newer version adds are not read."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra='ignore', allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Kind = TypeVar('Kind', bound=BaseModel)
+
+
+def parse_json(data: bytes, where: object) -> Any:
+    """Reads JSON text.
+
+    Args:
+        data (bytes): UTF-8.
+        where (object): The file, or ``file:line``, for the message.
+
+    Raises:
+        DamagedFile: If it is not JSON, or its value is not one that every reader would give.
+    """
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        _check(value, 0)
+        if _HALF_OF_A_PAIR.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        if data.startswith(b'version https://git-lfs'):
+            raise DamagedFile(
+                where, what='it is a git-lfs pointer, not the file; fetch it with: git lfs pull'
+            ) from None
+        place = f'line {error.lineno}, column {error.colno}' if error.lineno > 1 else f'byte {error.pos}'
+        raise DamagedFile(where, place=place, what=f'no JSON ({error.msg})') from None
+    except UnicodeDecodeError as error:
+        raise DamagedFile(where, place=f'byte {error.start}', what='no valid UTF-8') from None
+    except UnicodeEncodeError:
+        raise DamagedFile(where, what='half of a surrogate pair in a text') from None
+    except RecursionError:
+        raise DamagedFile(where, what=f'nested more than {DEEPEST} levels deep') from None
+    except ValueError as error:
+        raise DamagedFile(where, what=str(error)) from None
+    return value
+
+
+def parse_record(kind: type[Kind], data: bytes, where: object) -> Kind:
+    """Reads JSON text as a format.
+
+    Raises:
+        DamagedFile: If it is not JSON, lacks a key, or a value is of another type.
+    """
+    parse_json(data, where)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise DamagedFile(where, place='.'.join(map(str, first['loc'])), what=_in_words(first)) from None
+
+
+def read_json(path: str | Path, *, largest_bytes: int = LARGEST_BYTES) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFile: If it is no regular file, or as :func:`parse_json` says.
+    """
+    return parse_json(read_bytes(path, largest_bytes=largest_bytes), path)
+
+
+def read_file(kind: type[Kind], path: str | Path, *, largest_bytes: int = LARGEST_BYTES) -> Kind:
+    """Reads a JSON file as a format.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFile: If it is no regular file, or as :func:`parse_record` says.
+    """
+    return parse_record(kind, read_bytes(path, largest_bytes=largest_bytes), path)
+
+
+def _in_words(problem: Any) -> str:
+    if problem['type'] == 'missing':
+        return 'is missing'
+    message = str(problem['msg']).removeprefix('Value error, ').removeprefix('Input ')
+    return f'{message}, not {problem["input"]!r:.60}'
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'the key {next(key for key in keys if keys.count(key) > 1)!r:.60} is there twice')
+    return content
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f'the number {name}, which JSON does not know')
+
+
+def _check(value: object, depth: int) -> None:
+    if isinstance(value, dict | list):
+        if depth == DEEPEST:
+            raise RecursionError
+        content = cast('dict[str, object] | list[object]', value)
+        for item in content.values() if isinstance(content, dict) else content:
+            _check(item, depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError('a number too large for 64 bits')
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError('a number too large for 64 bits')

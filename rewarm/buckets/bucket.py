@@ -8,8 +8,11 @@ import hashlib
 import io
 import os
 import random
+import stat
 import time
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -17,11 +20,15 @@ from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
 from rewarm.buckets.parallel import in_parallel
 from rewarm.config.buckets import SCHEMES
 from rewarm.config.errors import UserError
+from rewarm.formats.names import is_plain
 
-__all__ = ['Bucket', 'Entry', 'is_bucket', 'open_bucket', 'split_url']
+__all__ = ['LARGEST_READ_BYTES', 'Bucket', 'Entry', 'is_bucket', 'open_bucket', 'split_url']
 
 READ_BYTES = 8 << 20
 """Bytes of one read: large enough that a round trip hardly counts, small beside the memory bound."""
+
+LARGEST_READ_BYTES = 64 << 20
+"""Of an object that is read at once: three times the largest index or tokenizer in use."""
 
 DOWNLOAD_THREADS = 8
 READ_ATTEMPTS = 5
@@ -47,10 +54,15 @@ def split_url(url: str) -> tuple[str, str]:
     """Splits ``s3://bucket/a/b`` into ``('bucket', 'a/b')``.
 
     Raises:
-        UserError: If the URL names no bucket.
+        UserError: If the URL names no bucket, or says more than a bucket and a key.
     """
     scheme, _, rest = url.partition('://')
     bucket, _, key = rest.partition('/')
+    if '@' in bucket or ':' in bucket:
+        raise UserError(
+            f'{scheme}://***: a bucket is given by its name alone, without keys, server or port; '
+            f'write {scheme}://bucket/prefix. Keys and server are read from the environment'
+        )
     if not bucket:
         raise UserError(f'{url}: names no bucket; write {scheme}://bucket/prefix')
     return bucket, key.strip('/')
@@ -84,17 +96,47 @@ class Bucket(ABC):
         """Bytes of objects and parts that the store has taken from this client."""
         self.closed = False
 
-    @abstractmethod
     def list(self, url: str) -> list[Entry]:
-        """Objects at or under ``url``, sorted; ``corpus-2`` is not under ``corpus``."""
+        """Objects at or under ``url``, sorted; ``corpus-2`` is not under ``corpus``.
+
+        Their names may be used below any folder: keys that climb, are absolute or could be two files (``a/../b``,
+        ``/etc/x``, ``a//b``) are left out with a warning, and a console's placeholders (``a/``) without.
+        """
+        _, top = split_url(url)
+        found: list[Entry] = []
+        odd: list[str] = []
+        for key, size, version in self._list(url):
+            inside = key.removeprefix(top)
+            if top and inside and not (key.startswith(top) and inside.startswith('/')):
+                continue
+            name = inside[1:] if top else inside
+            if not inside or is_plain(name):
+                found.append(Entry(name, size, version))
+            elif not key.endswith('/'):
+                odd.append(key)
+        if odd:
+            warnings.warn(
+                f'{url}: {len(odd):,} objects are left out, since their keys are no names of files: {odd[0]!r:.120}',
+                stacklevel=2,
+            )
+        return sorted(found)
+
+    @abstractmethod
+    def _list(self, url: str) -> Iterable[tuple[str, int, str]]:
+        """Key, size and version of each object whose key begins with that of ``url``, whatever it is called."""
 
     @abstractmethod
     def find(self, url: str) -> Entry | None:
         """The object at ``url``, or None."""
 
     @abstractmethod
-    def read(self, url: str) -> bytes | None:
-        """The bytes of a small object, or None if there is none."""
+    def read(self, url: str, *, largest_bytes: int = LARGEST_READ_BYTES) -> bytes | None:
+        """The bytes of a small object, or None if there is none.
+
+        Raises:
+            Damaged: If it has more than ``largest_bytes``, of which no more than these are read.
+            BucketError: If it cannot be read.
+        """
 
     @abstractmethod
     def read_range(self, url: str, begin: int, end: int, version: str) -> bytes:
@@ -144,7 +186,7 @@ class Bucket(ABC):
             BucketError: If it cannot be read.
             OSError: If the disk is full or not writable.
         """
-        if sha256 and path.exists() and _hash(path) == sha256:
+        if sha256 and _is_regular(path) and _hash(path) == sha256:
             return
         found = self.find(url)
         if found is None:
@@ -153,7 +195,7 @@ class Bucket(ABC):
             raise Damaged(f'{url}: has {found.bytes:,} bytes instead of {size:,}')
         part = path.with_name(path.name + '.part')
         try:
-            with part.open('wb') as file:
+            with _create(part) as file:
                 self._fetch(url, found, file)
                 os.fsync(file.fileno())
             if sha256 and _hash(part) != sha256:
@@ -178,13 +220,21 @@ class Bucket(ABC):
         """Reads a range, again if the connection breaks, so that one break does not cost the whole object."""
         for attempt in range(1, READ_ATTEMPTS):
             try:
-                return self.read_range(url, begin, end, version)
+                return self._read_exactly(url, begin, end, version)
             except Unreachable:
                 time.sleep(random.uniform(0.5, 1) * 2**attempt / 4)
         try:
-            return self.read_range(url, begin, end, version)
+            return self._read_exactly(url, begin, end, version)
         except CutShort as error:
             raise Damaged(f'{url}: breaks off each time it is read ({error})') from error
+
+    def _read_exactly(self, url: str, begin: int, end: int, version: str) -> bytes:
+        """Reads a range; a server that answers with more or less of the object must not write beside it."""
+        data = self.read_range(url, begin, end, version)
+        if len(data) != end - begin:
+            kind = CutShort if len(data) < end - begin else Damaged
+            raise kind(f'{url}: {len(data):,} bytes or more came instead of {end - begin:,}')
+        return data
 
     def _refuse_if_closed(self, url: str) -> None:
         if self.closed:
@@ -215,10 +265,25 @@ class _Object(io.RawIOBase):
         end = min(self._position + len(buffer), self._size)
         if self._position >= end:
             return 0
-        data = self._bucket.read_range(self._url, self._position, end, self._version)
+        data = self._bucket.read_range(self._url, self._position, end, self._version)[: end - self._position]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether a file is there, itself and not by a link."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _create(path: Path) -> BinaryIO:
+    """Opens a new file in the place of whatever has this name; a link there is removed and not followed."""
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(handle, 'wb')
 
 
 def _hash(path: Path) -> str:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rewarm.buckets.bucket import Bucket, Entry, split_url
-from rewarm.buckets.errors import BucketError, Unreachable
+from rewarm.buckets.bucket import LARGEST_READ_BYTES, Bucket, Entry, split_url
+from rewarm.buckets.errors import BucketError, Damaged, Unreachable
 from rewarm.config.errors import UserError
 
 __all__ = ['CloudBucket']
@@ -55,33 +55,30 @@ class CloudBucket(Bucket):
             self._files: Any = kind(use_listings_cache=False, skip_instance_cache=True, **arguments)
         self._lock = threading.Lock()
 
-    def list(self, url: str) -> list[Entry]:
-        """Objects at or under ``url``, sorted by name."""
+    def _list(self, url: str) -> list[tuple[str, int, str]]:
         exact = self.find(url)
         if exact is not None:
-            return [exact]
-        top = _path(url)
+            return [(split_url(url)[1], exact.bytes, exact.version)]
         with self._in_words(url):
             try:
-                found = dict(self._files.find(top, detail=True))
+                found = dict(self._files.find(_path(url), detail=True))
             except FileNotFoundError:
                 return []
-        # A prefix stands for a folder here, so corpus-2 beside corpus is not among them.
-        entries = (
-            Entry(path[len(top) :].lstrip('/'), int(info['size']), _version(info)) for path, info in found.items()
-        )
-        return sorted(entries)
+        return [(path.partition('/')[2], int(info['size']), _version(info)) for path, info in found.items()]
 
     def find(self, url: str) -> Entry | None:
         """The object at ``url``, or None."""
         info = self._info(url)
         return None if info is None else Entry('', int(info['size']), _version(info))
 
-    def read(self, url: str) -> bytes | None:
+    def read(self, url: str, *, largest_bytes: int = LARGEST_READ_BYTES) -> bytes | None:
         """The bytes of a small object, or None if there is none."""
+        found = self.find(url)
+        if found is not None and found.bytes > largest_bytes:
+            raise Damaged(f'{url}: has {found.bytes:,} bytes, more than {largest_bytes:,}')
         with self._in_words(url):
             try:
-                return self._files.cat_file(_path(url))
+                return None if found is None else self._files.cat_file(_path(url))
             except FileNotFoundError:
                 return None
 

@@ -1,10 +1,17 @@
 """What goes wrong with a bucket, in words; the caller decides whether to stop or to try again."""
 
+import re
+
 from rewarm.config.errors import UserError
+
+_USERINFO = re.compile(r'(?<=://)[^/\s\'"<>]*@')
 
 
 class BucketError(UserError):
-    """A request to a bucket failed; the message names the URL and what to do."""
+    """A request to a bucket failed; the message names the URL and what to do, and no user or password in a URL."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_USERINFO.sub('***@', message))
 
 
 class Unreachable(BucketError):

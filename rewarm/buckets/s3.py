@@ -9,14 +9,15 @@ import functools
 import hashlib
 import io
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rewarm.buckets.bucket import Bucket, Entry, split_url
-from rewarm.buckets.errors import BucketError, CutShort, Unreachable
+from rewarm.buckets.bucket import LARGEST_READ_BYTES, Bucket, Entry, split_url
+from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
 from rewarm.buckets.parallel import in_parallel
 
 __all__ = ['S3Bucket']
@@ -54,7 +55,8 @@ def _client(endpoint: str | None) -> Any:
     try:
         return boto3.session.Session().client('s3', endpoint_url=endpoint, config=config)
     except ValueError as error:
-        raise BucketError(f'S3_ENDPOINT_URL: {error}; write it as http://host:port or https://host') from None
+        words = re.sub(r'\S*@', '***@', str(error))  # what should be a URL may be user:password@host alone
+        raise BucketError(f'S3_ENDPOINT_URL: {words}; write it as http://host:port or https://host') from None
 
 
 class S3Bucket(Bucket):
@@ -68,39 +70,37 @@ class S3Bucket(Bucket):
         self._client: Any = _client(os.environ.get('S3_ENDPOINT_URL') or None)
         self._lock = threading.Lock()
 
-    def list(self, url: str) -> list[Entry]:
-        """Objects at or under ``url``, sorted by name."""
+    def _list(self, url: str) -> Iterator[tuple[str, int, str]]:
         bucket, key = split_url(url)
-        found: list[Entry] = []
         with self._in_words(url):
             for page in self._client.get_paginator('list_objects_v2').paginate(Bucket=bucket, Prefix=key):
                 for item in page.get('Contents', ()):
-                    rest = item['Key'][len(key) :]
-                    if item['Key'].endswith('/') or (key and rest and not rest.startswith('/')):
-                        continue  # a folder marker, or a sibling such as corpus-2 beside corpus
-                    found.append(Entry(rest.lstrip('/'), int(item['Size']), str(item['ETag']).strip('"')))
-        return sorted(found)
+                    yield item['Key'], int(item['Size']), str(item['ETag']).strip('"')
 
     def find(self, url: str) -> Entry | None:
         """The object at ``url``, or None."""
         head = self._head(url)
         return None if head is None else Entry('', int(head['ContentLength']), head['ETag'].strip('"'))
 
-    def read(self, url: str) -> bytes | None:
+    def read(self, url: str, *, largest_bytes: int = LARGEST_READ_BYTES) -> bytes | None:
         """The bytes of a small object, or None if there is none."""
         bucket, key = split_url(url)
         with self._in_words(url):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key)['Body'].read()
+                body = self._client.get_object(Bucket=bucket, Key=key)['Body']
             except self._client.exceptions.NoSuchKey:
                 return None
+            data = _read_at_most(body, largest_bytes)
+        if len(data) > largest_bytes:
+            raise Damaged(f'{url}: has more than {largest_bytes:,} bytes')
+        return data
 
     def read_range(self, url: str, begin: int, end: int, version: str) -> bytes:
         """Bytes ``begin`` to ``end`` (exclusive) of an object."""
         bucket, key = split_url(url)
         with self._in_words(url):
             reply = self._client.get_object(Bucket=bucket, Key=key, Range=f'bytes={begin}-{end - 1}', IfMatch=version)
-            data = reply['Body'].read()
+            data = _read_at_most(reply['Body'], end - begin)
         if reply['ETag'].strip('"') != version:  # not every server heeds IfMatch
             raise BucketError(f'{url}: was replaced while it was read; start again when it is at rest')
         return data
@@ -256,6 +256,16 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
     else:
         words = str(error).rstrip('.')
     return kind(f'{url}: {words}. {_KEYS}')
+
+
+def _read_at_most(body: Any, size: int) -> bytes:
+    """Reads an answer to its end, where botocore checks its length, or until it has more than ``size`` bytes."""
+    data = bytearray()
+    while len(data) <= size and (piece := body.read(min(1 << 20, size + 1 - len(data)))):
+        data += piece
+    if len(data) > size:
+        body.close()
+    return bytes(data)
 
 
 def _slice(file: BinaryIO, begin: int, size: int) -> bytes:

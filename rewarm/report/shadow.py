@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,13 @@ __all__ = ['shadow']
 
 RECORDS = ('config.yaml', 'plan.json', 'environment.json', 'metrics.jsonl', 'evals.jsonl', 'events.jsonl', 'owner.json')
 MANIFEST = 'manifest.json'
+LARGEST_LINES_BYTES = 512 << 20
+"""Of a ``.jsonl`` file. A million batches have 300 MB of metrics."""
+LARGEST_BYTES = 16 << 20
+"""Of any other file that is read."""
 THREADS = 8
+
+_CHECKPOINT_FILE = re.compile(r'(checkpoints/ba\d{8})/([^/]+)')
 
 
 @contextmanager
@@ -27,28 +34,35 @@ def shadow(url: str) -> Iterator[Path]:
         url (str): Such as ``s3://bucket/run``.
 
     Yields:
-        Path: A temporary folder, without the checkpoints whose manifest is not there: they are going up or down.
+        Path: A temporary folder with the files that a run folder has, and no others, without the checkpoints whose
+            manifest is not there: they are going up or down.
 
     Raises:
-        UserError: If the bucket cannot be read or has nothing there.
+        UserError: If the bucket cannot be read, has nothing there, or a record has a size that none has.
     """
     url = url.rstrip('/')
     bucket = open_bucket(url)
     found = {entry.name: entry.bytes for entry in bucket.list(url)}
     if not found:
         raise UserError(f'{url}: nothing there; give what `run_folder` says in the run file')
-    whole = {name.rpartition('/')[0] for name in found if name.rpartition('/')[2] == MANIFEST}
-    read = [name for name in found if name in RECORDS or name.rpartition('/')[2] == MANIFEST]
+    parts = [match for name in found if (match := _CHECKPOINT_FILE.fullmatch(name))]
+    whole = {part[1] for part in parts if part[2] == MANIFEST}
+    outlines = [part[0] for part in parts if part[1] in whole and part[2] != MANIFEST]
     with tempfile.TemporaryDirectory(prefix='rewarm-status-') as temporary:
         folder = Path(temporary)
 
         def bring(name: str) -> None:
-            (folder / name).write_bytes(bucket.read(f'{url}/{name}') or b'')
+            bound = LARGEST_LINES_BYTES if name.endswith('.jsonl') else LARGEST_BYTES
+            (folder / name).write_bytes(bucket.read(f'{url}/{name}', largest_bytes=bound) or b'')
 
-        for name, size in found.items():
-            if name.rpartition('/')[0] in whole:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).touch()
-                os.truncate(folder / name, size)
-        in_parallel(bring, read, THREADS)
+        for name in whole:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for name in outlines:
+            (folder / name).touch()
+            try:
+                os.truncate(folder / name, found[name])
+            except OSError as error:
+                raise UserError(f'{url}/{name}: no file has {found[name]:,} bytes ({error.strerror})') from None
+        records = [name for name in RECORDS if name in found]
+        in_parallel(bring, [*records, *(f'{name}/{MANIFEST}' for name in whole)], THREADS)
         yield folder

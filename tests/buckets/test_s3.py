@@ -14,6 +14,7 @@ from rewarm.buckets.bucket import open_bucket, split_url
 from rewarm.buckets.errors import BucketError, Damaged, Unreachable
 from rewarm.config.errors import UserError
 from tests.buckets.servers import BUCKET, free_port
+from tests.buckets.unkind import AnyKey
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -169,6 +170,66 @@ def test_an_object_replaced_under_its_reader_is_an_error(server):
             file.read()
 
 
+# ---------------------------------------------------------------- what a stranger's bucket may hold
+
+
+@pytest.fixture
+def anything(monkeypatch):
+    """A store whose keys are what a test likes."""
+    server = AnyKey()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.stop()
+
+
+def test_a_listing_gives_only_names_that_may_be_used_below_any_folder(anything):
+    odd = ['../x', 'a/../../x', '/etc/x', 'a//x', './x', 'a/.', 'a\nb', 'n' * 300, '..']
+    anything.objects = {f'data/run/{key}': b'1' for key in ['a', 'a/b', 'c.d', '.hidden', *odd]}
+    with pytest.warns(UserWarning, match=f's3://data/run: {len(odd)} objects are left out') as caught:
+        assert [entry.name for entry in open_bucket('s3://data').list('s3://data/run')] == [
+            '.hidden',
+            'a',
+            'a/b',
+            'c.d',
+        ]
+    assert all(text.isprintable() for text in [str(caught[0].message)])
+    anything.objects = {'data//etc/x': b'1', 'data/a': b'22'}
+    with pytest.warns(UserWarning, match="'/etc/x'"):
+        assert [entry[:2] for entry in open_bucket('s3://data').list('s3://data')] == [('a', 2)]
+
+
+def test_placeholders_of_folders_and_siblings_are_left_out_without_a_word(anything):
+    anything.objects = {f'data/{key}': b'' for key in ['run/', 'run/sub/', 'run/sub/a', 'run-2/a', 'runs', 'other/']}
+    assert [entry.name for entry in open_bucket('s3://data').list('s3://data/run')] == ['sub/a']
+    assert [entry.name for entry in open_bucket('s3://data').list('s3://data/run/sub/a')] == ['']
+
+
+def test_no_more_is_read_than_was_asked_for(anything, tmp_path):
+    anything.objects = {'data/f': b'x' * 3 * MIB}
+    bucket = open_bucket('s3://data')
+    with pytest.raises(Damaged, match='s3://data/f: has more than 1,000 bytes'):
+        bucket.read('s3://data/f', largest_bytes=1000)
+    assert bucket.read('s3://data/f', largest_bytes=3 * MIB) == b'x' * 3 * MIB
+    anything.longer = 5 * MIB
+    with pytest.raises(Damaged, match='bytes or more came instead of'):
+        bucket.download('s3://data/f', tmp_path / 'f')
+    assert list(tmp_path.iterdir()) == []
+    with bucket.open('s3://data/f', 3 * MIB, bucket.list('s3://data/f')[0].version) as file:
+        assert file.read() == b'x' * 3 * MIB
+
+
+def test_a_download_follows_no_link(anything, tmp_path):
+    anything.objects = {'data/f': b'new'}
+    victim = tmp_path / 'victim'
+    victim.write_bytes(b'mine')
+    for name in ('f', 'f.part'):
+        (tmp_path / name).symlink_to(victim)
+    open_bucket('s3://data').download('s3://data/f', tmp_path / 'f', sha256=hashlib.sha256(b'new').hexdigest())
+    assert (victim.read_bytes(), (tmp_path / 'f').read_bytes()) == (b'mine', b'new')
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == ['f', 'victim']
+
+
 # ---------------------------------------------------------------- what goes wrong, in words
 
 
@@ -234,6 +295,32 @@ def test_an_endpoint_that_is_no_url(monkeypatch, fresh_clients):
     monkeypatch.setenv('S3_ENDPOINT_URL', 'myserver')
     with pytest.raises(UserError, match='S3_ENDPOINT_URL: Invalid endpoint: myserver; write it as http://host:port'):
         open_bucket('s3://data')
+
+
+def test_a_password_in_the_endpoint_is_not_told(monkeypatch, fresh_clients):
+    monkeypatch.setenv('S3_ENDPOINT_URL', f'http://user:pass-word@127.0.0.1:{free_port()}')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'x')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'x')
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    with pytest.raises(BucketError) as caught:
+        open_bucket('s3://data').read('s3://data/x')
+    assert 'http://***@127.0.0.1' in str(caught.value)
+    assert 'pass-word' not in str(caught.value)
+    monkeypatch.setenv('S3_ENDPOINT_URL', 'user:pass-word@server')
+    with pytest.raises(UserError, match='S3_ENDPOINT_URL') as caught:
+        open_bucket('s3://data')
+    assert 'pass-word' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'url', ['s3://key:sec@bucket/a', 's3://key:se/cret@bucket/a', 'gs://key@bucket', 's3://host:9000/b']
+)
+def test_a_url_with_keys_or_a_server_is_refused_without_being_shown(url):
+    with pytest.raises(
+        UserError, match=r'\*\*\*: a bucket is given by its name alone.*write (s3|gs)://bucket'
+    ) as caught:
+        split_url(url)
+    assert not any(word in str(caught.value) for word in ('sec', 'cret', 'key@', 'key:'))
 
 
 def test_urls():

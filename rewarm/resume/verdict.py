@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewarm.config.errors import UserError
+from rewarm.formats.strict_json import Record
 from rewarm.resume.preemption import EXIT_PREEMPTED
 
 __all__ = [
@@ -62,29 +63,25 @@ class Member:
         return self.left is not None and self.left[0] not in (0, EXIT_PREEMPTED)
 
 
-@dataclass(frozen=True)
-class Cause:
-    """Why this process has to leave.
-
-    Args:
-        kind (Literal['lost', 'failed', 'hung']): A rank is gone without a word; has failed and said so; hangs.
-        rank (int): Which.
-        host (str): Its machine.
-        pid (int): Its process.
-        where (str): What it was last at.
-        seconds (float): Since it was last heard (lost) or has last progressed (hung).
-        reason (str): Its own words, if it failed.
-        exit_code (int): What everyone leaves with.
-    """
+class Cause(Record):
+    """Why this process has to leave."""
 
     kind: Literal['lost', 'failed', 'hung']
+    """A rank is gone without a word; has failed and said so; hangs."""
     rank: int
+    """Which."""
     host: str
+    """Its machine."""
     pid: int
+    """Its process."""
     where: str
+    """What it was last at."""
     seconds: float
+    """Since it was last heard (lost) or has last progressed (hung)."""
     reason: str
+    """Its own words, if it failed."""
     exit_code: int
+    """What everyone leaves with."""
 
     @property
     def text(self) -> str:
@@ -184,4 +181,13 @@ def _cause(
     reason: str = '',
     exit_code: int = EXIT_PREEMPTED,
 ) -> Cause:
-    return Cause(kind, member.rank, member.host, member.pid, member.where, round(seconds, 1), reason, exit_code)
+    return Cause(
+        kind=kind,
+        rank=member.rank,
+        host=member.host,
+        pid=member.pid,
+        where=member.where,
+        seconds=round(seconds, 1),
+        reason=reason,
+        exit_code=exit_code,
+    )

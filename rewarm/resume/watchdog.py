@@ -6,20 +6,20 @@ prints it, gives the main thread a moment to leave by itself, and then ends the 
 collective that never returns. If it holds the interpreter's lock there, the kernel ends the process (``backstop``).
 """
 
+import contextlib
 import faulthandler
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rewarm.config.errors import UserError
 from rewarm.resume.backstop import Backstop
-from rewarm.resume.channel import Hub, Line, Message, Peer
+from rewarm.resume.channel import Hub, Line, Peer
+from rewarm.resume.messages import Reply, Report
 from rewarm.resume.preemption import EXIT_PREEMPTED
 from rewarm.resume.verdict import (
     STARTING_PATIENCE,
@@ -31,8 +31,12 @@ from rewarm.resume.verdict import (
     find_lost,
     may_be_an_echo,
 )
+from rewarm.terminal import printable
 
 __all__ = ['Cause', 'Watchdog']
+
+LONGEST_REASON = 2000
+"""Characters of a rank's last words, so that they fit into a message."""
 
 CLEAN_UP_SECONDS = 60
 """A rank that failed may take this long to end; communicators of ranks that are gone can hang there."""
@@ -89,7 +93,7 @@ class Watchdog:
         self._closing = False
         self._hub: Hub | None = None
         self._line: Line | None = None
-        self._zero = Peer({}, time.monotonic())  # rank 0, as the others know it
+        self._zero = Peer(time.monotonic())  # rank 0, as the others know it
         self._thread: threading.Thread | None = None
         self._backstop = Backstop(EXIT_PREEMPTED)
 
@@ -141,7 +145,7 @@ class Watchdog:
         """
         if self._left is not None or self._thread is None or self.world_size == 1:
             return
-        self._left, self._left_at = (code, reason), time.monotonic()
+        self._left, self._left_at = (code, printable(reason)), time.monotonic()
         self._wake.set()
         self._told.wait(self.leave_seconds)
 
@@ -166,7 +170,7 @@ class Watchdog:
         if self._cause is not None:
             self.leaving(self._cause.exit_code, self._cause.text)
         elif error is not None:
-            self.leaving(exit_code_of(error), f'{type(error).__name__}: {error}'[:2000])
+            self.leaving(exit_code_of(error), f'{type(error).__name__}: {error}'[:LONGEST_REASON])
         self.close()
         if self._left is not None and (self._cause or error) is not None:
             Backstop(self._left[0]).arm(CLEAN_UP_SECONDS)
@@ -184,7 +188,7 @@ class Watchdog:
         end = time.monotonic() + self.gone_after_seconds
         while True:
             try:
-                self._zero = Peer(self._line.exchange(self._message())['zero'], time.monotonic())
+                self._zero = Peer(time.monotonic(), self._line.exchange(self._message()).zero)
                 return
             except OSError as error:
                 if time.monotonic() > end:
@@ -204,6 +208,8 @@ class Watchdog:
                     self._leave(cause)
         except Exception as error:
             _say(f'The watchdog of rank {self.rank} has failed: {error!r}')
+            if self.record is not None:
+                self.record('watch_failed', rank=self.rank, reason=repr(error)[:LONGEST_REASON])
         finally:
             self._told.set()
             self._backstop.close()
@@ -237,21 +243,21 @@ class Watchdog:
         left = self._left
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._wake.is_set():
-            cause = None if self._cause is None else asdict(self._cause)
-            self._hub.exchange({'cause': cause, 'zero': self._message()}, seconds / 20)
-            if cause is None and find_failed(self._members()) is not None:
+            reply = Reply(cause=self._cause, zero=self._message())
+            self._hub.exchange(reply, seconds / 20)
+            if reply.cause is None and find_failed(self._members()) is not None:
                 break
         if left is not None and self._all_know():
             self._told.set()
 
     def _all_know(self) -> bool:
         peers = () if self._hub is None else self._hub.peers.values()
-        return all(peer.closed_at is not None or peer.message.get('knows') for peer in peers)
+        return all(peer.closed_at is not None or (peer.message and peer.message.knows) for peer in peers)
 
     def _talk_to_zero(self) -> None:
         assert self._line is not None
         message = self._message()
-        if self._zero.message.get('left') is not None and self._zero.closed_at is not None:
+        if _has_left(self._zero) and self._zero.closed_at is not None:
             self._told.set()  # nobody is there any more
             return
         try:
@@ -262,30 +268,29 @@ class Watchdog:
             if self._cause is not None:
                 self._told.set()  # rank 0 knows already, or is the cause
             return
-        self._zero = Peer(reply['zero'], time.monotonic())
-        if reply['cause'] is not None:
-            self._cause = self._cause or Cause(**reply['cause'])
-        if message['left'] is not None:
+        self._zero = Peer(time.monotonic(), reply.zero)
+        self._cause = self._cause or reply.cause
+        if message.left is not None:
             self._told.set()
 
-    def _message(self) -> Message:
+    def _message(self) -> Report:
         count, where, at, settled = self._progress
-        return {
-            'rank': self.rank,
-            'host': socket.gethostname(),
-            'pid': os.getpid(),
-            'count': count,
-            'where': where,
-            'idle_seconds': time.monotonic() - at,
-            'patience': 1.0 if settled else STARTING_PATIENCE,
-            'left': self._left,
-            'knows': self._left is not None or self._cause is not None or self._zero.message.get('left') is not None,
-        }
+        return Report(
+            rank=self.rank,
+            host=printable(socket.gethostname()),
+            pid=os.getpid(),
+            count=count,
+            where=printable(where),
+            idle_seconds=time.monotonic() - at,
+            patience=1.0 if settled else STARTING_PATIENCE,
+            left=self._left,
+            knows=self._left is not None or self._cause is not None or _has_left(self._zero),
+        )
 
     def _find_cause(self) -> Cause | None:
         if self._cause is not None:
             return self._cause
-        if self._line is not None and self._zero.message.get('left') is None:
+        if self._line is not None and not _has_left(self._zero):
             zero = _member(0, self._zero)
             return find_lost([zero], **self._limits)
         members = list(self._members())
@@ -303,7 +308,7 @@ class Watchdog:
 
     def _members(self) -> Iterator[Member]:
         """All that this rank knows of: rank 0 knows every one, the others in the end only themselves."""
-        yield _member(self.rank, Peer(self._message(), time.monotonic()))
+        yield _member(self.rank, Peer(time.monotonic(), self._message()))
         if self._hub is not None:
             yield from (_member(rank, peer) for rank, peer in self._hub.peers.items())
 
@@ -338,16 +343,30 @@ class Watchdog:
             self.record('hang', **about, where=cause.where)
 
 
+def _has_left(peer: Peer) -> bool:
+    return peer.message is not None and peer.message.left is not None
+
+
 def _member(rank: int, peer: Peer) -> Member:
     now = time.monotonic()
     silent = now - peer.heard_at
     closed = 0.0 if peer.closed_at is None else now - peer.closed_at
-    message: dict[str, Any] = {key: peer.message[key] for key in peer.message if key not in ('rank', 'knows', 'left')}
-    if message:
-        message['idle_seconds'] += silent
-    left = peer.message.get('left')
-    return Member(rank, **message, silent_seconds=silent, closed_seconds=closed, left=left and (left[0], left[1]))
+    if (message := peer.message) is None:
+        return Member(rank, silent_seconds=silent, closed_seconds=closed)
+    return Member(
+        rank,
+        host=message.host,
+        pid=message.pid,
+        count=message.count,
+        where=message.where,
+        idle_seconds=message.idle_seconds + silent,
+        patience=message.patience,
+        silent_seconds=silent,
+        closed_seconds=closed,
+        left=message.left,
+    )
 
 
 def _say(text: str) -> None:
-    os.write(2, f'\n{text}\n'.encode())
+    with contextlib.suppress(OSError):  # nobody reads; what has to be done does not wait for a reader
+        os.write(2, f'\n{printable(text)}\n'.encode())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rewarm.config.errors import UserError
+from rewarm.resume import watchdog as watchdog_module
 from rewarm.resume.watchdog import Watchdog
 
 PROGRAM = Path(__file__).with_name('watched_rank.py')
@@ -258,3 +259,24 @@ def test_a_rank_that_cannot_reach_rank_0_says_which_port_to_open():
     )
     with pytest.raises(UserError, match=r'Rank 1 cannot reach rank 0 at 127\.0\.0\.1:9 .*refused.*check MASTER_ADDR'):
         watchdog.start()
+
+
+def test_a_watch_that_fails_is_an_event_and_training_goes_on(monkeypatch, capfd):
+    def find_hung(*args: object, **kwargs: object) -> None:
+        raise RuntimeError('a bug of ours')
+
+    monkeypatch.setattr(watchdog_module, 'find_hung', find_hung)
+    events = []
+    with Watchdog(
+        rank=0,
+        world_size=1,
+        timeout_seconds=60,
+        agree=lambda listen: listen(),
+        record=lambda event, **fields: events.append((event, fields)),
+        interval_seconds=0.05,
+    ):
+        end = time.monotonic() + 5
+        while not events and time.monotonic() < end:
+            time.sleep(0.01)
+    assert events == [('watch_failed', {'rank': 0, 'reason': "RuntimeError('a bug of ours')"})]
+    assert 'The watchdog of rank 0 has failed' in capfd.readouterr().err

@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 
 from rewarm.config.buckets import SCHEMES
-from rewarm.config.card import DatasetCard, read_card
 from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
 from rewarm.config.loggers import LOGGERS
@@ -16,6 +15,7 @@ from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.config.source import Loc, dotted
 from rewarm.config.stages import StagePlan, plan_stages
 from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches
+from rewarm.formats.card import DatasetCard, read_card
 
 LAUNCHER_GRACE_SECONDS = 30
 """Seconds after which the ``composer`` launcher kills its ranks once it has sent them a SIGTERM."""

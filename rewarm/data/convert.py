@@ -16,18 +16,18 @@ from typing import Any
 from tqdm import tqdm
 
 from rewarm.buckets.bucket import is_bucket
-from rewarm.config.card import DatasetCard, tokenizer_hash
 from rewarm.config.errors import UserError
 from rewarm.data.documents import Part
 from rewarm.data.job import Job
 from rewarm.data.pieces import Piece, make_tokenize
 from rewarm.data.pool import Workers
-from rewarm.data.publish import REJECTS_NAME, existing, finish, remove_leftover, upload_dataset
+from rewarm.data.publish import existing, finish, remove_leftover, upload_dataset
 from rewarm.data.reading import PART_BYTES, read_parts
 from rewarm.data.shards import SHARD_BYTES, Packer, ShardFormat
 from rewarm.data.sources import find_sources
 from rewarm.data.staging import Staging, default_staging
 from rewarm.data.tokens import EncoderName, ParityError, find_tokenizer, read_tokenizer
+from rewarm.formats.card import REJECTS_NAME, DatasetCard, tokenizer_hash
 
 
 @dataclass(frozen=True)

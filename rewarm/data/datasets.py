@@ -9,20 +9,22 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import numpy as np
 from composer.utils import dist
 from numpy.typing import NDArray
+from streaming.base.format import Reader
 from streaming.base.storage import CloudDownloader
 
-from rewarm.config.card import CARD_NAME, DatasetCard, read_card, tokenizer_hash
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
-from rewarm.data.shard_files import remove_half_fetched
-from rewarm.data.shards import INDEX_NAME
+from rewarm.data.shard_files import files_there, make_readers, remove_half_fetched
 from rewarm.data.tokens import find_tokenizer
+from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card, tokenizer_hash
+from rewarm.formats.files import open_regular
+from rewarm.formats.shards import INDEX_NAME, Index, Shard, problem_of, read_index
 
 __all__ = ['Dataset', 'open_datasets']
 
@@ -40,20 +42,24 @@ class Dataset:
         name (str): The stream's or evaluation set's name.
         folder (str): The local folder: where the shards are, or are cached.
         remote (str | None): Where missing shards come from; None if all are in the folder.
+        readers (tuple[Reader, ...]): Streaming's readers of the shards.
         samples_per_shard (NDArray): Samples in each shard, int64, shape ``(shards,)``.
         shard_hashes (tuple[str, ...]): For each shard, a text that changes with its content.
         compressed (bool): Whether shards must be unpacked before they are read.
         tokens_per_sample (int | None): Length of a sample, or None if the index does not say.
+        vocab_size (int): Ids that a token may have: those of the card's tokenizer, or of the model.
         card (DatasetCard | None): The card; other programs' shards have none.
     """
 
     name: str
     folder: str
     remote: str | None
+    readers: tuple[Reader, ...]
     samples_per_shard: NDArray[np.int64]
     shard_hashes: tuple[str, ...]
     compressed: bool
     tokens_per_sample: int | None
+    vocab_size: int
     card: DatasetCard | None
 
 
@@ -113,10 +119,11 @@ def _place(source: StreamConfig | EvalSetConfig, config: RunConfig) -> tuple[str
 
 
 def _fetch(name: str, folder: str, remote: str | None) -> None:
+    """Puts index and card in the cache, each whole and read through or not at all."""
     if remote is None:
         return
-    remove_half_fetched(Path(folder))
-    if not os.path.exists(os.path.join(folder, INDEX_NAME)):
+    index = Path(folder, INDEX_NAME)
+    if not index.exists():
         if not _download(name, remote, folder, CARD_NAME):
             log.info('%s: no %s at %s', name, CARD_NAME, remote)
         if not _download(name, remote, folder, INDEX_NAME):
@@ -124,18 +131,27 @@ def _fetch(name: str, folder: str, remote: str | None) -> None:
                 f'{name}: no dataset at {remote}: {INDEX_NAME} is missing or may not be read. '
                 'Check the address, or make the dataset with: rewarm convert'
             )
+        try:
+            read_index(index)
+        except DamagedFile as error:
+            index.unlink()
+            address = f'{remote.rstrip("/")}/{INDEX_NAME}'
+            raise UserError(f'{name}: {DamagedFile(address, place=error.place, what=error.what)}') from None
 
 
 def _download(name: str, remote: str, folder: str, file: str) -> bool:
     """Fetches a file whole or not at all; False if it is not there."""
     target = os.path.join(folder, file)
+    source = f'{remote.rstrip("/")}/{file}'
     Path(f'{target}.tmp').unlink(missing_ok=True)
     try:
         downloader = CloudDownloader.get(remote)
     except ValueError:
         raise UserError(f'{name}: {remote} is no place that shards can come from; use s3://bucket/prefix') from None
     try:
-        downloader.download(f'{remote.rstrip("/")}/{file}', f'{target}.tmp')
+        if not urlparse(remote).scheme:
+            open_regular(source).close()  # a device has no end
+        downloader.download(source, f'{target}.tmp')
     except FileNotFoundError:
         return False
     except Exception as error:
@@ -149,55 +165,56 @@ def _download(name: str, remote: str, folder: str, file: str) -> bool:
 
 
 def _open(name: str, folder: str, remote: str | None, config: RunConfig) -> Dataset:
-    shards = _read_index(name, folder)
-    card = read_card(folder)
-    length = _tokens_per_sample(name, folder, shards[0])
-    _check_fit(name, folder, card, length, config)
+    index = _read_index(name, folder, remote)
+    if remote is not None and dist.get_local_rank() == 0:
+        remove_half_fetched(Path(folder), set(index.names))
+    card = _read_card(name, folder)
+    lengths = [shard.encoding.length for shard in index.shards]
+    for length in set(lengths):
+        _check_length(name, folder, card, length, config)
+    _check_card(name, folder, card, index, config)
     if remote is None:
-        _check_shards_are_there(name, folder, shards)
+        _check_shards_are_there(name, folder, index.shards)
+    vocab_size = config.model.shape.vocab_size
     return Dataset(
         name=name,
         folder=folder,
         remote=remote,
-        samples_per_shard=np.array([shard['samples'] for shard in shards], np.int64),
-        shard_hashes=tuple(_describe(shard) for shard in shards),
-        compressed=any(shard.get('zip_data') for shard in shards),
-        tokens_per_sample=length,
+        readers=tuple(make_readers(index, folder)),
+        samples_per_shard=np.array([shard.samples for shard in index.shards], np.int64),
+        shard_hashes=tuple(_describe(shard) for shard in index.shards),
+        compressed=any(shard.zip_data for shard in index.shards),
+        tokens_per_sample=lengths[0] if len(set(lengths)) == 1 else None,
+        vocab_size=min(vocab_size, card.vocab_size) if card else vocab_size,
         card=card,
     )
 
 
-def _read_index(name: str, folder: str) -> list[dict[str, Any]]:
+def _read_index(name: str, folder: str, remote: str | None) -> Index:
     path = os.path.join(folder, INDEX_NAME)
     try:
-        with open(path, encoding='utf-8') as file:
-            shards = json.load(file)['shards']
+        index = read_index(path)
     except FileNotFoundError:
         raise UserError(
             f'{name}: no dataset in {folder}: {INDEX_NAME} is missing. '
             'Make it with: rewarm convert; or add `remote` to say where to fetch it from'
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{name}: {path} cannot be read ({error}). Remove it, or make the dataset again') from None
-    if not sum(shard['samples'] for shard in shards):
+    except DamagedFile as error:
+        way_out = 'Make the dataset again' if remote is None else f'Remove it, and it is fetched again from {remote}'
+        raise UserError(f'{name}: {error}. {way_out}') from None
+    if not index.samples:
         raise UserError(f'{name}: the dataset in {folder} holds no samples. Make it from more text')
-    return shards
+    return index
 
 
-def _tokens_per_sample(name: str, folder: str, shard: dict[str, Any]) -> int | None:
-    columns = dict(zip(shard.get('column_names', ()), shard.get('column_encodings', ())))
-    encoding = columns.get('tokens', '')
-    kind, *rest = encoding.split(':')
-    if kind not in ('ndarray', 'bytes'):
-        found = ', '.join(f'{column}: {how}' for column, how in columns.items()) or 'none'
-        raise UserError(
-            f'{name}: {folder} needs a column `tokens` of type ndarray or bytes; its columns are {found}. '
-            'Make it with: rewarm convert'
-        )
-    return int(rest[1]) if len(rest) == 2 and rest[1].isdigit() else None
+def _read_card(name: str, folder: str) -> DatasetCard | None:
+    try:
+        return read_card(folder)
+    except DamagedFile as error:
+        raise UserError(f'{name}: {error}. Convert the data again, or remove the file') from None
 
 
-def _check_fit(name: str, folder: str, card: DatasetCard | None, length: int | None, config: RunConfig) -> None:
+def _check_length(name: str, folder: str, card: DatasetCard | None, length: int | None, config: RunConfig) -> None:
     seq_len = card.seq_len if card else None if length is None else length - 1
     fits = length is None or length in (config.max_seq_len, config.max_seq_len + 1)
     if not fits or (card and card.seq_len != config.max_seq_len):
@@ -205,9 +222,17 @@ def _check_fit(name: str, folder: str, card: DatasetCard | None, length: int | N
             f'{name}: the samples in {folder} are {seq_len} tokens long, but max_seq_len is {config.max_seq_len}. '
             f'Set max_seq_len to {seq_len}, or convert with --seq-len {config.max_seq_len}'
         )
+
+
+def _check_card(name: str, folder: str, card: DatasetCard | None, index: Index, config: RunConfig) -> None:
     if card is None:
         log.warning('%s: %s has no %s, so its tokenizer is not checked', name, folder, CARD_NAME)
         return
+    if problems := count_problems(card, index.samples):
+        raise UserError(
+            f'{name}: {INDEX_NAME} and {CARD_NAME} in {folder} do not belong together: {"; ".join(problems)}. '
+            'Copy the whole dataset again from where it came, or make it again with: rewarm convert'
+        )
     ours = _hash_of(config.tokenizer)
     if card.tokenizer_hash != ours:
         raise UserError(
@@ -221,19 +246,20 @@ def _hash_of(tokenizer: str) -> str:
     return tokenizer_hash(find_tokenizer(tokenizer))
 
 
-def _check_shards_are_there(name: str, folder: str, shards: list[dict[str, Any]]) -> None:
-    there = set(os.listdir(folder))
-    files = [[info['basename'] for info in (shard['raw_data'], shard.get('zip_data')) if info] for shard in shards]
-    missing = [either[-1] for either in files if not there.intersection(either)]
+def _check_shards_are_there(name: str, folder: str, shards: Sequence[Shard]) -> None:
+    names = {file.basename for shard in shards for file in shard.files}
+    there = files_there(Path(folder), names)
+    missing = [shard.files[-1] for shard in shards if not any(file.basename in there for file in shard.files)]
     if missing:
+        first = missing[0]
         raise UserError(
-            f'{name}: {len(missing)} of {len(shards)} shards are missing from {folder}, the first is {missing[0]}. '
+            f'{name}: {len(missing)} of {len(shards)} shards are missing from {folder}, the first is {first.basename} '
+            f'({problem_of(Path(folder, first.basename), first)}). '
             'Copy them there, or add `remote` to say where to fetch them from'
         )
 
 
-def _describe(shard: dict[str, Any]) -> str:
+def _describe(shard: Shard) -> str:
     """The shard's own hash, or its size if it was written without."""
-    data = shard['raw_data']
-    hashes = data.get('hashes') or {}
-    return ' '.join(f'{name}:{value}' for name, value in sorted(hashes.items())) or f'bytes:{data["bytes"]}'
+    data = shard.raw_data
+    return ' '.join(f'{name}:{value}' for name, value in sorted(data.hashes.items())) or f'bytes:{data.bytes}'

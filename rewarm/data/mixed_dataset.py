@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming import StreamingDataset
 
-from rewarm.config.errors import UserError, disk_error
+from rewarm.config.errors import DamagedFile, RankError, UserError, disk_error
 from rewarm.data.datasets import Dataset
 from rewarm.data.order import Mix
 from rewarm.data.shard_files import CheckedStream
@@ -60,7 +60,16 @@ class MixedDataset(StreamingDataset):
         # No `cache_limit`: it deletes shards, also those of a folder that was only to be read (streaming #988).
         self._refetched, tell = multiprocessing.Pipe(duplex=False)  # loader workers tell, too
         streams = [
-            CheckedStream(source.name, folder=source.folder, remote=source.remote, refetched=tell) for source in sources
+            CheckedStream(
+                source.name,
+                folder=source.folder,
+                remote=source.remote,
+                readers=source.readers,
+                seq_len=seq_len,
+                vocab_size=source.vocab_size,
+                refetched=tell,
+            )
+            for source in sources
         ]
         super().__init__(streams=streams, batch_size=device_batch, predownload=predownload, num_canonical_nodes=1)
         self._sources, self._mix, self._seq_len = list(sources), mix, seq_len
@@ -110,13 +119,6 @@ class MixedDataset(StreamingDataset):
         tokens = self.get_item(at)['tokens']
         if isinstance(tokens, bytes):
             tokens = np.frombuffer(tokens, np.int64)
-        if len(tokens) not in (self._seq_len, self._seq_len + 1):
-            stream = int(np.searchsorted(self.sample_offset_per_stream, at, side='right')) - 1
-            source = self._sources[stream]
-            raise UserError(
-                f'{source.name}: a sample in {source.folder} has {len(tokens)} tokens, but max_seq_len is '
-                f'{self._seq_len}. Set max_seq_len to what the data was made with, or convert it again'
-            )
         return {'tokens': tokens, 'id': int(at)}
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
@@ -149,6 +151,8 @@ class MixedDataset(StreamingDataset):
             self._iterator.on_exit()  # Streaming counts only threads that end well, and waits for two of three
 
     def _in_words(self, failure: BaseException | None) -> BaseException:
+        if isinstance(failure, DamagedFile):
+            return RankError(str(failure))  # it has to cross from a loader worker, with words alone
         if isinstance(failure, UserError):
             return failure
         words = disk_error(failure, self._sources[0].folder) if isinstance(failure, OSError) else None

@@ -9,17 +9,17 @@ from tqdm import tqdm
 
 from rewarm import __version__
 from rewarm.buckets.bucket import is_bucket, open_bucket
-from rewarm.config.card import CARD_NAME, CardSource, DatasetCard, read_card
 from rewarm.config.errors import UserError
 from rewarm.data.job import Job
-from rewarm.data.shards import INDEX_NAME, write_index, write_whole
+from rewarm.data.shards import write_index
 from rewarm.data.staging import Staging
+from rewarm.formats.card import CARD_NAME, REJECTS_NAME, CardSource, DatasetCard, read_card
+from rewarm.formats.files import write_whole
+from rewarm.formats.shards import INDEX_NAME
+from rewarm.formats.strict_json import parse_record
 
 CARD_VERSION = 1
 """Version of the card's format."""
-
-REJECTS_NAME = 'rejects.jsonl'
-"""The list of records that could not be read, beside the card."""
 
 
 def finish(job: Job, stage: Staging, dropped: dict[str, int], max_rejects: float) -> dict[str, DatasetCard]:
@@ -110,9 +110,9 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
         if not any(name.endswith(INDEX_NAME) for name in names):
             return None  # empty, or an upload that did not end
         for split in job.splits:
-            data = bucket.read(f'{job.out}/{split}/{CARD_NAME}' if split else f'{job.out}/{CARD_NAME}')
-            if data is not None:
-                cards[split] = DatasetCard.model_validate_json(data)
+            url = f'{job.out}/{split}/{CARD_NAME}' if split else f'{job.out}/{CARD_NAME}'
+            if (data := bucket.read(url)) is not None:
+                cards[split] = parse_record(DatasetCard, data, url)
     else:
         out = Path(job.out)
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):

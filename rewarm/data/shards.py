@@ -18,9 +18,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from rewarm.config.errors import UserError
-
-INDEX_NAME = 'index.json'
-"""The file by which Streaming knows a dataset; a folder without it is none."""
+from rewarm.formats.files import write_whole
+from rewarm.formats.shards import INDEX_NAME
 
 SHARD_BYTES = 16 << 20
 """Default size of a shard: small, so that blocks of neighbouring shards shuffle well and a restart fetches little."""
@@ -120,18 +119,6 @@ class ShardFormat:
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
     return {'basename': name, 'bytes': len(data), 'hashes': {'sha1': hashlib.sha1(data).hexdigest()}}
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut."""
-    import os
-
-    temporary = path.with_name(path.name + '.tmp')
-    with temporary.open('wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Packer:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
-from rewarm.data.shards import write_whole
-from rewarm.formats.files import flush
+from rewarm.formats.files import flush, write_whole
 
 
 @dataclass

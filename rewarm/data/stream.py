@@ -22,13 +22,13 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from rewarm.config.card import DatasetCard
 from rewarm.config.errors import UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig
 from rewarm.data.datasets import Dataset, open_datasets
 from rewarm.data.mixed_dataset import MixedDataset, Sample
 from rewarm.data.order import Mix, MixStream, fingerprint
 from rewarm.data.shared_memory import build_dataset, release, sweep_shared_memory
+from rewarm.formats.card import DatasetCard
 
 __all__ = [
     'IGNORED',

@@ -1,19 +1,24 @@
 """Is a dataset what its index and its card say? Hashes, counts, overlaps and the range of ids, without torch."""
 
-import hashlib
-import json
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
 import numpy as np
-import zstandard
-from numpy.typing import NDArray
 
 from rewarm.buckets.bucket import is_bucket
-from rewarm.config.card import CARD_NAME, DatasetCard, read_card
-from rewarm.config.errors import UserError
-from rewarm.data.shards import INDEX_NAME
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.card import CARD_NAME, REJECTS_NAME, DatasetCard, count_problems, read_card
+from rewarm.formats.files import open_regular
+from rewarm.formats.mds import problem_of_tokens, read_blocks
+from rewarm.formats.packed import unpack
+from rewarm.formats.shards import INDEX_NAME, Shard, ShardFile, problem_of_content, read_index
+
+__all__ = ['foreign_datasets', 'verify_dataset']
+
+_HELD_BYTES = 256 << 20  # of an unpacked shard; a larger one goes to a temporary file
 
 
 def verify_dataset(folder: str | Path) -> list[str]:
@@ -28,101 +33,130 @@ def verify_dataset(folder: str | Path) -> list[str]:
     Raises:
         UserError: If there is no dataset here.
     """
+    return [problem for each in _folders(folder) for problem in _problems(each)]
+
+
+def foreign_datasets(folder: str | Path) -> list[Path]:
+    """Which of these datasets another program made: they have no card, so tokenizer and vocabulary are not known.
+
+    Args:
+        folder (str | Path): As for :func:`verify_dataset`.
+
+    Returns:
+        list[Path]: Folders with an index and without a card.
+
+    Raises:
+        UserError: If there is no dataset here.
+    """
+    return [each for each in _folders(folder) if not (each / CARD_NAME).exists()]
+
+
+def _folders(folder: str | Path) -> list[Path]:
     if is_bucket(str(folder)):
         raise UserError(f'{folder}: only local folders are verified; download it first')
     top = Path(folder)
-    folders = [top] if (top / INDEX_NAME).is_file() else sorted(path.parent for path in top.glob(f'*/{INDEX_NAME}'))
+    if (top / INDEX_NAME).exists():
+        return [top]
+    folders = sorted(path.parent for path in top.glob(f'*/{INDEX_NAME}'))
     if not folders:
         raise UserError(f'{folder}: no {INDEX_NAME} here or one level below, so this is no dataset')
-    return [problem for each in folders for problem in _problems(each)]
+    return folders
 
 
 def _problems(folder: Path) -> Iterator[str]:
     try:
-        index = json.loads((folder / INDEX_NAME).read_text(encoding='utf-8'))
-        entries: list[dict[str, Any]] = index['shards']
-    except (ValueError, KeyError, TypeError) as error:
-        yield f'{folder / INDEX_NAME}: not readable ({error!r})'
+        index = read_index(folder / INDEX_NAME)
+    except (DamagedFile, FileNotFoundError) as error:
+        yield str(error)
         return
+    card = None
     try:
         card = read_card(folder)
-    except UserError as error:
-        card = None
+    except DamagedFile as error:
         yield str(error)
     else:
-        if card is None:
+        if card is None and (folder / REJECTS_NAME).exists():  # as beside each card of ours
             yield f'{folder / CARD_NAME}: missing; without it training cannot check the tokenizer'
+    if not index.samples:
+        yield f'{folder / INDEX_NAME}: the dataset holds no samples'
     previous, ends = None, 0
-    for entry in entries:
-        raw = None
+    for shard in index.shards:
+        check = _ShardCheck(card, previous)
         try:
-            raw = _raw_bytes(folder, entry)
-            blocks = _blocks(raw, entry)
-        except (_Problem, OSError, ValueError, KeyError, zstandard.ZstdError) as error:
-            where = folder / str(entry.get('raw_data', {}).get('basename', 'a shard'))
-            yield str(error) if isinstance(error, _Problem) else f'{where}: not readable ({error})'
+            with _raw_file(folder, shard) as raw:
+                yield from check.problems(raw, folder / shard.raw_data.basename, shard)
+        except DamagedFile as error:
+            yield f'{error.where}: {error.what}'
             previous = None
             continue
-        if blocks is None or card is None:
-            continue
-        name = folder / entry['raw_data']['basename']
-        if blocks.shape[1] != card.seq_len + 1:
-            yield f'{name}: blocks of {blocks.shape[1]} tokens, the card says {card.seq_len + 1}'
-        if int(blocks.max()) >= card.vocab_size:
-            yield f'{name}: holds id {int(blocks.max())}, the tokenizer has {card.vocab_size}'
-        joined = blocks if previous is None else np.concatenate((previous, blocks))
-        if not np.array_equal(joined[:-1, -1], joined[1:, 0]):
-            yield f'{name}: a block does not begin with the last token of the block before'
-        ends += int((blocks[:, 1:] == card.eod_id).sum())
-        previous = blocks[-1:]
+        previous, ends = check.last, ends + check.ends
     if card is not None:
-        yield from _count_problems(folder, card, sum(entry['samples'] for entry in entries), ends)
+        yield from (f'{folder}: {problem}' for problem in count_problems(card, index.samples))
+        if ends > card.documents:
+            yield f'{folder}: {ends} documents end in the blocks, the card counts {card.documents}'
 
 
-def _count_problems(folder: Path, card: DatasetCard, samples: int, ends: int) -> Iterator[str]:
-    if samples != card.samples:
-        yield f'{folder}: the index counts {samples} blocks, the card {card.samples}'
-    if card.samples * card.seq_len + 1 + card.tokens_dropped != card.tokens:
-        yield f'{folder}: the card counts {card.tokens} tokens, its blocks and dropped tokens make another number'
-    if ends > card.documents:
-        yield f'{folder}: {ends} documents end in the blocks, the card counts {card.documents}'
+class _ShardCheck:
+    """Goes through the blocks of one shard.
+
+    Args:
+        card (DatasetCard | None): The dataset's card.
+        last (int | None): The token with which the shard before ends.
+    """
+
+    def __init__(self, card: DatasetCard | None, last: int | None) -> None:
+        self._card, self.last, self.ends = card, last, 0
+
+    def problems(self, raw: BinaryIO, where: Path, shard: Shard) -> Iterator[str]:
+        """Yields each kind of problem once."""
+        found: dict[str, str] = {}
+        lengths: set[int] = set()
+        for blocks in read_blocks(raw, shard.samples, shard.encoding, where):
+            lengths.add(blocks.shape[1])
+            if problem := problem_of_tokens(blocks, self._card.vocab_size if self._card else None):
+                found.setdefault('ids', problem)
+            if self._card is None:
+                continue
+            if blocks.shape[1] != self._card.seq_len + 1:
+                found['length'] = f'blocks of {blocks.shape[1]} tokens, the card says {self._card.seq_len + 1}'
+            before = blocks[:1, 0] if self.last is None else [self.last]
+            if not np.array_equal(np.concatenate((before, blocks[:-1, -1])), blocks[:, 0]):
+                found['overlap'] = 'a block does not begin with the last token of the block before'
+            self.ends += int((blocks[:, 1:] == self._card.eod_id).sum())
+            self.last = int(blocks[-1, -1])
+        if len(lengths) > 1:
+            found['lengths'] = f'samples of {min(lengths)} to {max(lengths)} tokens'
+        yield from (f'{where}: {problem}' for problem in found.values())
 
 
-class _Problem(Exception):
-    """What is wrong with a file, in words."""
+@contextlib.contextmanager
+def _raw_file(folder: Path, shard: Shard) -> Iterator[BinaryIO]:
+    """The shard, not packed. All of its files that are there are checked: training takes the raw one first.
+
+    Raises:
+        DamagedFile: If one is not what the index says, or none is there.
+    """
+    raw_info, zip_info = shard.raw_data, shard.zip_data
+    with contextlib.ExitStack() as stack:
+        zipped = _open_checked(folder, zip_info, stack) if zip_info else None
+        raw = _open_checked(folder, raw_info, stack)
+        if zipped is not None and zip_info is not None:
+            held = stack.enter_context(tempfile.SpooledTemporaryFile(_HELD_BYTES))
+            unpack(zipped, cast('BinaryIO', held), raw_info.bytes, folder / zip_info.basename)
+            if problem := problem_of_content(cast('BinaryIO', held), raw_info):
+                raise DamagedFile(folder / zip_info.basename, what=f'unpacked, {problem}')
+            raw = raw or cast('BinaryIO', held)
+        if raw is None:
+            raise DamagedFile(folder / raw_info.basename, what='missing')
+        yield raw
 
 
-def _raw_bytes(folder: Path, entry: dict[str, Any]) -> bytes:
-    """The shard's bytes, checked as they lie there and as they are when decompressed."""
-    raw_info, zip_info = entry['raw_data'], entry.get('zip_data')
-    if zip_info and (folder / zip_info['basename']).exists():
-        data = _checked(folder / zip_info['basename'], zip_info, (folder / zip_info['basename']).read_bytes())
-        if not str(entry.get('compression')).startswith('zstd'):
-            raise _Problem(f'{folder / zip_info["basename"]}: compressed with {entry.get("compression")}, not checked')
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=raw_info['bytes'])
-        return _checked(folder / raw_info['basename'], raw_info, raw)
-    path = folder / raw_info['basename']
-    if not path.exists():
-        raise _Problem(f'{path}: missing')
-    return _checked(path, raw_info, path.read_bytes())
-
-
-def _checked(path: Path, info: dict[str, Any], data: bytes) -> bytes:
-    if len(data) != info['bytes']:
-        raise _Problem(f'{path}: {len(data)} bytes, the index says {info["bytes"]}')
-    for name, expected in info['hashes'].items():
-        if name in hashlib.algorithms_available and hashlib.new(name, data).hexdigest() != expected:
-            raise _Problem(f'{path}: {name} differs from the index: the file is damaged or was replaced')
-    return data
-
-
-def _blocks(raw: bytes, entry: dict[str, Any]) -> NDArray[Any] | None:
-    """The shard's blocks, ``(n, tokens)``; None for a format that is not ours."""
-    count = int(np.frombuffer(raw, '<u4', 1)[0])
-    if count != entry['samples']:
-        raise _Problem(f'{entry["raw_data"]["basename"]}: holds {count} blocks, the index says {entry["samples"]}')
-    kind, dtype, *shape = (entry['column_encodings'][0] + '::').split(':')
-    if kind != 'ndarray' or dtype not in ('uint16', 'uint32') or not shape[0].isdecimal() or count == 0:
+def _open_checked(folder: Path, info: ShardFile, stack: contextlib.ExitStack) -> BinaryIO | None:
+    try:
+        file = stack.enter_context(open_regular(folder / info.basename))
+    except FileNotFoundError:
         return None
-    begin = int(np.frombuffer(raw, '<u4', 1, 4)[0])
-    return np.frombuffer(raw, np.dtype(dtype).newbyteorder('<'), offset=begin).reshape(count, int(shape[0]))
+    if problem := problem_of_content(file, info):
+        raise DamagedFile(folder / info.basename, what=problem)
+    file.seek(0)
+    return file

@@ -27,7 +27,7 @@ def name_problem(name: object) -> str | None:
         return 'is absolute'
     if any(component in ('', '.', '..') for component in components):
         return 'has a part that is empty, `.` or `..`'
-    if any(not each.isprintable() for each in name):
+    if not name.isprintable():
         return 'has a character that cannot be printed'
     if size > LONGEST_NAME_BYTES or any(len(each.encode()) > LONGEST_COMPONENT_BYTES for each in components):
         return 'is too long'
@@ -61,6 +61,7 @@ def check_names(names: Iterable[object], where: object, *, reserved: Collection[
         if text.rpartition('/')[2] in reserved:
             raise DamagedFile(where, place=f'the name {text!r:.100}', what='is the name of another file of this folder')
         seen.add(text)
-        folders.update(text[:at] for at, letter in enumerate(text) if letter == '/')
+        if '/' in text:
+            folders.update(text[:at] for at, letter in enumerate(text) if letter == '/')
     if both := seen & folders:
         raise DamagedFile(where, place=f'the name {min(both)!r:.100}', what='is a file and a folder')

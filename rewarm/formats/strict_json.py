@@ -57,6 +57,8 @@ def parse_json(data: bytes, where: object) -> Any:
             raise DamagedFile(
                 where, what='it is a git-lfs pointer, not the file; fetch it with: git lfs pull'
             ) from None
+        if data.lstrip()[:1] == b'<':
+            raise DamagedFile(where, what='it is an HTML or XML page, not the file: see what it says') from None
         place = f'line {error.lineno}, column {error.colno}' if error.lineno > 1 else f'byte {error.pos}'
         raise DamagedFile(where, place=place, what=f'no JSON ({error.msg})') from None
     except UnicodeDecodeError as error:
@@ -108,6 +110,8 @@ def _in_words(problem: Any) -> str:
     if problem['type'] == 'missing':
         return 'is missing'
     message = str(problem['msg']).removeprefix('Value error, ').removeprefix('Input ')
+    if problem['type'] == 'value_error':  # in words of our own, which say what is there
+        return message
     return f'{message}, not {problem["input"]!r:.60}'
 
 

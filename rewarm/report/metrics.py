@@ -14,9 +14,9 @@ from composer import Callback, Event, Logger, State
 from composer.utils import dist
 from tqdm import tqdm
 
-from rewarm.config.card import DatasetCard
 from rewarm.config.plan import Plan, StagePlan
 from rewarm.config.schema import EvalSetConfig, RunConfig
+from rewarm.formats.card import DatasetCard
 from rewarm.report.records import JsonLines
 
 __all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation', 'recent_losses', 'sync_records']

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config.card import DatasetCard
 from rewarm.config.load import load
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.plan import make_plan
+from rewarm.formats.card import DatasetCard
 
 SCHEDULE = '{name: cosine, lr: 3e-4, min_lr: 3e-5, warmup: 10ba}'
 

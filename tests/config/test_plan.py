@@ -179,7 +179,7 @@ def test_positions(plan):
 def test_planning_imports_no_torch_and_takes_less_than_a_second(write_run):
     path = write_run()
     program = (
-        'import sys, rewarm.config.show as show, rewarm.config.card, rewarm.schedule.curves\n'
+        'import sys, rewarm.config.show as show, rewarm.formats.card, rewarm.schedule.curves\n'
         f'show.plan_command({str(path)!r}, as_json=True)\n'
         'heavy = {"torch", "composer", "streaming", "transformers", "numpy", "rich"} & set(sys.modules)\n'
         'sys.exit(f"imported {heavy}" if heavy else 0)'

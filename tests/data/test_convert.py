@@ -17,12 +17,12 @@ import pytest
 import zstandard
 
 from rewarm.buckets import s3
-from rewarm.config.card import DatasetCard, read_card
 from rewarm.config.errors import UserError
 from rewarm.data import convert as convert_module
 from rewarm.data.convert import convert
 from rewarm.data.pool import Workers
 from rewarm.data.verify import verify_dataset
+from rewarm.formats.card import DatasetCard, read_card
 from tests.buckets.servers import S3Server
 
 REPOSITORY = Path(__file__).parents[2]

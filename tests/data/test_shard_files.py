@@ -243,7 +243,7 @@ def test_what_a_dead_process_had_half_fetched_is_removed(tmp_path):
     mine, dead, strange = (tmp_path / name for name in (f'{BAD}.{os.getpid()}.tmp', f'{BAD}.{child}.tmp', 'notes.tmp'))
     for path in (mine, dead, strange):
         path.touch()
-    remove_half_fetched(tmp_path)
+    remove_half_fetched(tmp_path, {BAD})
     assert [path.exists() for path in (mine, dead, strange)] == [True, False, True]
 
 

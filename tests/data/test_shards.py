@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewarm.config.card import CARD_NAME
 from rewarm.config.errors import UserError
 from rewarm.data.convert import convert
 from rewarm.data.shards import Packer, ShardFormat, write_index
 from rewarm.data.verify import verify_dataset
+from rewarm.formats.card import CARD_NAME
 
 
 def pack(shape, folder, chunks, **kwargs):
@@ -130,17 +130,17 @@ def edit_json(path, edit):
 @pytest.mark.parametrize(
     ('damage', 'problem'),
     [
-        (lambda f: flip(f / 'shard.00001.mds.zstd'), 'sha1 differs from the index'),
+        (lambda f: flip(f / 'shard.00001.mds.zstd'), 'its sha1 is not what index.json says'),
         (lambda f: (f / 'shard.00001.mds.zstd').unlink(), r'shard\.00001\.mds: missing'),
-        (lambda f: (f / 'shard.00001.mds.zstd').write_bytes(b'short'), '5 bytes, the index says'),
+        (lambda f: (f / 'shard.00001.mds.zstd').write_bytes(b'short'), 'it has 5 bytes instead of'),
         (lambda f: (f / CARD_NAME).unlink(), 'missing; without it'),
-        (lambda f: (f / CARD_NAME).write_text('{}'), 'not a dataset card'),
-        (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(vocab_size=100)), 'the tokenizer has 100'),
+        (lambda f: (f / CARD_NAME).write_text('{}'), 'damaged: version: is missing'),
+        (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(vocab_size=100)), 'the vocabulary has 100 ids'),
         (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(samples=c['samples'] + 1)), 'the card'),
         (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(documents=3)), 'the card counts 3'),
         (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(seq_len=64)), 'the card says 65'),
         (lambda f: edit_json(f / 'index.json', lambda c: c['shards'].pop(1)), 'the last token of the block before'),
-        (lambda f: (f / 'index.json').write_text('{'), r'index\.json: not readable'),
+        (lambda f: (f / 'index.json').write_text('{'), r'index\.json: damaged: byte 1: no JSON'),
     ],
 )
 def test_each_kind_of_damage_is_named(copy, damage, problem):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config.card import DatasetCard, read_card, tokenizer_hash
 from rewarm.config.errors import UserError
+from rewarm.formats.card import DatasetCard, read_card, tokenizer_hash
 
 CARD = {
     'version': 1,
@@ -45,7 +45,7 @@ def test_a_newer_card_may_say_more(tmp_path: Path):
 )
 def test_a_broken_card_is_an_error_of_the_user(tmp_path: Path, text: str):
     (tmp_path / 'dataset_card.json').write_text(text)
-    with pytest.raises(UserError, match='not a dataset card'):
+    with pytest.raises(UserError, match='dataset_card.json: damaged'):
         read_card(tmp_path)
 
 

@@ -3,68 +3,75 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.strict_json import Record, read_file, read_json
+
+__all__ = ['CARD_NAME', 'REJECTS_NAME', 'CardSource', 'DatasetCard', 'count_problems', 'read_card', 'tokenizer_hash']
 
 CARD_NAME = 'dataset_card.json'
 """File name of the card, beside ``index.json``."""
 
+REJECTS_NAME = 'rejects.jsonl'
+"""File name of the list of records that could not be read, beside the card."""
 
-class _Card(BaseModel):
-    # A newer converter may say more than this version reads.
-    model_config = ConfigDict(frozen=True, strict=True, extra='ignore', use_attribute_docstrings=True)
+LARGEST_BYTES = 256 << 20
+"""Of a card: it names each file that the dataset was made from."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, lt=1 << 32)]
 
 
-class CardSource(_Card):
+class CardSource(Record):
     """One file the dataset was made from."""
 
     name: str
     """Path as given to the converter."""
-    bytes: int
+    bytes: Count
     """Size of the file in bytes."""
     sha256: str
     """Hash of the file's bytes, in hex."""
 
 
-class DatasetCard(_Card):
+class DatasetCard(Record):
     """Everything needed to decide whether a dataset fits a run."""
 
     version: int
     """Version of the card's format."""
     tokenizer_hash: str
     """``sha256:...`` of the tokenizer, as ``tokenizer_hash`` computes it."""
-    vocab_size: int
+    vocab_size: Size
     """Number of ids the tokenizer has; every token is below it."""
-    eod_id: int
+    eod_id: Count
     """Id that ends each document."""
-    seq_len: int
+    seq_len: Size
     """Sequence length in tokens; a block holds one more."""
     dtype: Literal['uint16', 'uint32']
     """Type of a stored token."""
-    documents: int
+    documents: Count
     """Documents in the dataset."""
-    tokens: int
+    tokens: Count
     """Tokens of all documents, the EOD of each included."""
-    bytes: int
+    bytes: Count
     """UTF-8 bytes of the documents' text, for bits per byte."""
-    samples: int
+    samples: Count
     """Blocks of ``seq_len + 1`` tokens."""
     sources: tuple[CardSource, ...] = ()
     """The files it was made from."""
     split: str | None = None
     """Rule by which documents were split off for validation."""
-    tokens_dropped: int = 0
+    tokens_dropped: Count = 0
     """Tokens behind the last full block, at most ``seq_len``; they are in ``tokens`` and in no block."""
-    documents_empty: int = 0
+    documents_empty: Count = 0
     """Records of the sources, over all splits, whose text was empty; they are no documents."""
-    rejects: int = 0
+    rejects: Count = 0
     """Records of the sources, over all splits, that could not be read; listed in ``rejects.jsonl`` beside the card."""
     encoder: str | None = None
     """Library that made the tokens, in words."""
-    settings: dict[str, str | int | float | bool | None] = {}
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """What was asked of the converter, as far as it changes the shards."""
     converter: str
     """Name and version of the program that wrote it."""
@@ -80,23 +87,33 @@ def read_card(folder: str | Path) -> DatasetCard | None:
         DatasetCard | None: The card, or None if the folder has none (LLM Foundry's shards do not).
 
     Raises:
-        UserError: If there is a card and it cannot be read.
+        DamagedFile: If there is a card and it cannot be read.
     """
-    path = Path(folder) / CARD_NAME
     try:
-        text = path.read_text(encoding='utf-8')
-    except (FileNotFoundError, NotADirectoryError):
+        return read_file(DatasetCard, Path(folder) / CARD_NAME, largest_bytes=LARGEST_BYTES)
+    except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: cannot be read ({error})') from None
-    try:
-        return DatasetCard.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = '.'.join(map(str, first['loc'])) or 'the file'
-        raise UserError(
-            f'{path}: not a dataset card: {where}: {first["msg"]}. Convert the data again, or remove the file'
-        ) from None
+
+
+def count_problems(card: DatasetCard, samples: int) -> list[str]:
+    """What does not fit together in the counts of a card and of the index beside it.
+
+    Args:
+        card (DatasetCard): The card.
+        samples (int): Samples that the index counts.
+
+    Returns:
+        list[str]: Problems in words; empty if there are none.
+    """
+    problems: list[str] = []
+    if samples != card.samples:
+        problems.append(f'the index counts {samples} blocks, the card {card.samples}')
+    if card.samples * card.seq_len + 1 + card.tokens_dropped != card.tokens:
+        problems.append(
+            f'the card counts {card.tokens} tokens, its blocks and dropped tokens make another number: '
+            f'{card.samples} * {card.seq_len} + 1 + {card.tokens_dropped}'
+        )
+    return problems
 
 
 def tokenizer_hash(path: str | Path) -> str:
@@ -112,8 +129,10 @@ def tokenizer_hash(path: str | Path) -> str:
         UserError: If the file is not there or is not JSON.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path}: not a readable tokenizer.json ({error})') from None
+        content = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f'{path}: not a readable tokenizer.json (there is no such file)') from None
+    except DamagedFile as error:
+        raise UserError(f'{path}: not a readable tokenizer.json ({error.what})') from None
     canonical = json.dumps(content, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
-    return f'sha256:{hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()}'
+    return f'sha256:{hashlib.sha256(canonical.encode()).hexdigest()}'

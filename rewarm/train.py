@@ -187,7 +187,7 @@ def _finish(this: Start) -> int:
     patience_seconds = min(FINAL_UPLOAD_SECONDS, this.config.preemption.hang_timeout.seconds / 2)
     if on_rank_zero(lambda: this.store.flush(patience_seconds)):
         return 0
-    if (failure := on_rank_zero(lambda: this.store.failure())) is not None:
+    if (failure := on_rank_zero(lambda: this.store.failure() or this.store.refusal())) is not None:
         raise failure
     announce('The bucket does not have all of it yet. Start the same command again: it sends the rest.')
     return EXIT_PREEMPTED

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.buckets.bucket import LARGEST_READ_BYTES, Bucket, Entry, split_url
-from rewarm.buckets.errors import BucketError, Damaged, Unreachable
+from rewarm.buckets.errors import BucketError, Damaged, Declined, Unreachable
 from rewarm.config.errors import UserError
 
 __all__ = ['CloudBucket']
@@ -139,9 +139,19 @@ class CloudBucket(Bucket):
             raise BucketError(f'{url}: there is no bucket {bucket}, or it may not be seen ({error})') from error
         except Exception as error:  # fsspec passes on whatever each cloud's own client raises
             names = {kind.__name__ for kind in type(error).__mro__}
-            unanswered = isinstance(error, (ConnectionError, TimeoutError)) or names & set(_UNANSWERED)
+            kind = BucketError
+            if isinstance(error, (ConnectionError, TimeoutError)) or names & set(_UNANSWERED):
+                kind = Unreachable
+            elif _status(error) in (408, 409, 429) or _status(error) >= 500:
+                kind = Declined
             words = (str(error) or type(error).__name__).splitlines()[0].rstrip('.')
-            raise (Unreachable if unanswered else BucketError)(f'{url}: {words}. {_WHERE[self._scheme]}') from error
+            raise kind(f'{url}: {words}. {_WHERE[self._scheme]}') from error
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of an answer, as azure-core and gcsfs tell it; 0 if there was none."""
+    found = getattr(error, 'status_code', None) or getattr(error, 'code', None)
+    return int(found) if isinstance(found, int | str) and str(found).isdecimal() else 0
 
 
 def _path(url: str) -> str:

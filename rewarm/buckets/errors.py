@@ -22,5 +22,9 @@ class CutShort(Unreachable):
     """An answer began and broke off: the connection did, or the object is shorter than the server believes."""
 
 
+class Declined(Unreachable):
+    """The server answered that it cannot do this now; it may do other things."""
+
+
 class Damaged(BucketError):
     """An object is missing, or is not what its size or its hash says."""

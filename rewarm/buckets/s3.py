@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewarm.buckets.bucket import LARGEST_READ_BYTES, Bucket, Entry, split_url
-from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
+from rewarm.buckets.errors import BucketError, CutShort, Damaged, Declined, Unreachable
 from rewarm.buckets.parallel import in_parallel
 
 __all__ = ['S3Bucket']
@@ -34,6 +34,7 @@ _REFUSED = {
     'InvalidAccessKeyId', 'SignatureDoesNotMatch', 'AccessDenied', 'InvalidToken', 'ExpiredToken', '401', '403',
 }  # fmt: skip
 _REGION = {'PermanentRedirect', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException', '301'}
+_LATER = {'SlowDown', 'RequestTimeout', 'OperationAborted', 'ConditionalRequestConflict'}
 # Of listing broken-off uploads: it is not allowed, not known, or (rclone) there are none.
 _NONE_LISTED = {'AccessDenied', '403', 'NotImplemented', 'MethodNotAllowed', '405', '501', 'NoSuchUpload'}
 
@@ -251,8 +252,8 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
         kind, words = CutShort, f'the answer of {endpoint} broke off ({error})'
     elif isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
         kind, words = Unreachable, f'no answer from {endpoint} ({error})'
-    elif status >= 500 or code in ('SlowDown', 'RequestTimeout'):
-        kind, words = Unreachable, f'{endpoint} cannot serve now ({error})'
+    elif status >= 500 or code in _LATER:
+        kind, words = Declined, f'{endpoint} cannot serve now ({error})'
     else:
         words = str(error).rstrip('.')
     return kind(f'{url}: {words}. {_KEYS}')

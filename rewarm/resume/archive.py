@@ -1,9 +1,11 @@
 """Checkpoints in a bucket: whole exactly when there is a ``manifest.json``, which goes up last and is deleted first.
 
 Stores have no rename, so a folder ``ba00001200`` in a bucket grows and shrinks file by file. ``unfinished.json``, a copy of
-the manifest, is there meanwhile: it tells which files are rewarm's own, also after a kill in the middle.
+the manifest, is there meanwhile: it tells which files are rewarm's own, also after a kill in the middle. ``latest`` is for
+people and scripts; no resume reads it.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from rewarm.resume.checkpoint import (
     STATE_FILE,
     TEMPORARY_PREFIX,
 )
+from rewarm.resume.refusals import Refusals
 
 __all__ = ['Archive', 'batch_of']
 
@@ -63,18 +66,29 @@ class Archive:
         """The checkpoints that have a manifest, oldest first."""
         return [name for name, kept in self._list().items() if kept.is_whole]
 
-    def upload(self, path: Path, *, before_write: Callable[[], None], before_manifest: Callable[[], None]) -> bool:
+    def upload(
+        self,
+        path: Path,
+        *,
+        refusals: Refusals,
+        sent: set[str],
+        before_write: Callable[[], None],
+        before_manifest: Callable[[], None],
+    ) -> bool:
         """Uploads a checkpoint; what is there of it, in files or in parts of files, is not sent again.
 
         Args:
             path (Path): The local folder, whole.
+            refusals (Refusals): What makes each attempt, so that an object that is refused holds up none but the manifest.
+            sent (set[str]): Files that this process has sent in earlier attempts; those of this one are added.
             before_write (Callable): Called before each file; may raise to stop.
-            before_manifest (Callable): Called when all other files are there.
+            before_manifest (Callable): Called when all other files are there; may raise to stop.
 
         Returns:
             bool: Whether it was not there yet.
 
         Raises:
+            Refused: If the bucket does not take a file of it.
             BucketError: If the store fails.
             OSError: If the local files cannot be read.
         """
@@ -85,19 +99,26 @@ class Archive:
         if there.is_whole and name not in self.damaged:
             if self.bucket.read(f'{top}/{MANIFEST_FILE}') == text and not _wrong_sizes(files, there):
                 if UNFINISHED_FILE in there.objects:
-                    self._close(name)
+                    self._unmark(name, refusals)
                 return False
         if there.is_whole:  # other bits of the same batch, or damaged ones: nobody may take it while it changes
             self.remove(name)
-        self.bucket.write(f'{top}/{UNFINISHED_FILE}', text)
-        for file, expected in files.items():
+        marker = f'{top}/{UNFINISHED_FILE}'
+        refusals.attempt(marker, lambda: self.bucket.write(marker, text))
+        for file in (file for file in files if file not in sent):
             before_write()
-            self.bucket.upload(path / file, f'{top}/{file}', expected['sha256'])
+            if refusals.attempt(
+                f'{top}/{file}', functools.partial(self._upload_file, path / file, files[file]['sha256'])
+            ):
+                sent.add(file)
+        if refused := refusals.error(f'{top}/{file}' for file in files):
+            raise refused
         before_manifest()
         before_write()
-        self.bucket.write(f'{top}/{MANIFEST_FILE}', text)
+        manifest = f'{top}/{MANIFEST_FILE}'
+        refusals.require(manifest, lambda: self.bucket.write(manifest, text))
         self.damaged.discard(name)
-        self._close(name)
+        self._unmark(name, refusals)
         return True
 
     def download(self, name: str, root: Path) -> Path:
@@ -138,16 +159,17 @@ class Archive:
         return draft
 
     def retain(
-        self, *, keep: int, stage_ends: Collection[int], before_write: Callable[[], None] = lambda: None
+        self, *, keep: int, stage_ends: Collection[int], refusals: Refusals, before_write: Callable[[], None]
     ) -> list[str]:
         """Deletes all but the newest ``keep`` checkpoints, and what broken-off uploads and deletions left.
 
         Never a stage's end, the newest one, or a folder that holds anything its manifest does not list. Checkpoints
-        known to be damaged do not count, and go when there is a newer whole one.
+        known to be damaged do not count, and go when there is a newer whole one. One that cannot be deleted holds up no other.
 
         Args:
             keep (int): How many to keep besides stage ends; at least 1.
             stage_ends (Collection[int]): Batches at which a stage ends.
+            refusals (Refusals): What makes each attempt.
             before_write (Callable): Called before each deletion; may raise to stop.
 
         Returns:
@@ -164,7 +186,9 @@ class Archive:
         gone: list[str] = []
         for name in [*doomed, *(name for name in older if listed[name].is_unfinished)]:
             before_write()
-            if self.remove(name) and name in whole:
+            removed: list[bool] = []
+            refusals.attempt(f'{self.url}/{name}', lambda: removed.append(self.remove(name)))  # noqa: B023 called at once
+            if removed == [True] and name in whole:
                 gone.append(name)
         return gone
 
@@ -184,7 +208,7 @@ class Archive:
             return False
         if not set(objects) <= {*files, MANIFEST_FILE, UNFINISHED_FILE}:
             return False
-        if marker == MANIFEST_FILE:
+        if UNFINISHED_FILE not in objects:
             self.bucket.write(f'{top}/{UNFINISHED_FILE}', text)
         for file in (MANIFEST_FILE, *files):
             self.bucket.delete(f'{top}/{file}')
@@ -192,10 +216,18 @@ class Archive:
         self.bucket.delete(f'{top}/{UNFINISHED_FILE}')
         return True
 
-    def _close(self, name: str) -> None:
-        """What follows a manifest; ``latest`` is for people and scripts."""
-        self.bucket.write(f'{self.url}/latest', f'{self.names()[-1]}\n'.encode())
-        self.bucket.delete(f'{self.url}/{name}/{UNFINISHED_FILE}')
+    def point_latest(self) -> None:
+        """Names the newest checkpoint in ``latest``."""
+        text = ''.join(f'{name}\n' for name in self.names()[-1:]).encode()
+        if text and self.bucket.read(f'{self.url}/latest') != text:
+            self.bucket.write(f'{self.url}/latest', text)
+
+    def _upload_file(self, path: Path, sha256: str) -> None:
+        self.bucket.upload(path, f'{self.url}/{path.parent.name}/{path.name}', sha256)
+
+    def _unmark(self, name: str, refusals: Refusals) -> None:
+        marker = f'{self.url}/{name}/{UNFINISHED_FILE}'
+        refusals.attempt(marker, lambda: self.bucket.delete(marker))
 
     def _list(self, name: str = '') -> dict[str, _Kept]:
         """Folders called ``ba...``, oldest first; hidden objects are a server's own leftovers."""

@@ -3,6 +3,7 @@
 ``s3://`` is tested against two real servers; ``gs://`` and ``az://`` only as far as `rewarm/buckets/cloud.py` says.
 """
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -18,6 +19,7 @@ from rewarm.resume.archive import Archive
 from rewarm.resume.checkpoint import NAME, problems
 from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch
 from rewarm.resume.ownership import Ownership
+from rewarm.resume.refusals import Refusals, Refused
 from rewarm.resume.uploads import Job, Lag, Uploads
 
 __all__ = ['Fetched', 'Lag', 'Mirror', 'local_folder']
@@ -59,6 +61,7 @@ class Mirror:
         self._bucket = open_bucket(self.url)
         self._archive = Archive(self._bucket, f'{self.url}/checkpoints')
         self._owner = Ownership(self._bucket, self.url)
+        self._refusals = Refusals(self._owner.renew, self._tell_refusal)
         self._uploads = Uploads(self._upload, self._upload_without_checkpoint, url=self.url, record=record, say=say)
         self._in_bucket: dict[Path, tuple[int, int]] = {}  # size and time of files when they were uploaded
 
@@ -123,14 +126,22 @@ class Mirror:
         """What ended the uploads for good, to be raised at the next batch's edge: another start took the run over."""
         return self._uploads.failure
 
+    def refusal(self) -> UserError | None:
+        """Which object that a resume needs the bucket refused for good in the last :meth:`flush`, in words."""
+        error = self._uploads.refusal
+        return error and UserError(
+            f'{error}\nThe bucket does not take this object, which a resume on another machine needs. All is in '
+            f'{self.folder} on this machine. When the bucket takes it, start the same command again here: it sends the rest'
+        )
+
     def flush(self, timeout_seconds: float) -> bool:
-        """Waits until all checkpoints and records are in the bucket.
+        """Waits until all that is to be there is in the bucket, but not for what the bucket refuses for good.
 
         Args:
             timeout_seconds (float): How long at most.
 
         Returns:
-            bool: Whether they are; what is not is said.
+            bool: Whether all that a resume needs is there: the newest checkpoint and its records; what is not is said.
         """
         done = self._uploads.flush(timeout_seconds)
         if not done:
@@ -146,8 +157,20 @@ class Mirror:
         path, started, sent = self.folder / 'checkpoints' / job.name, time.monotonic(), self._bucket.bytes_sent
         if job.verify and (found := problems(path)):
             raise OSError(f'{path} is not whole: {"; ".join(found)}')
+        url, new = f'{self._archive.url}/{job.name}', False
+
+        def upload() -> None:
+            nonlocal new
+            new = self._archive.upload(
+                path,
+                refusals=self._refusals,
+                sent=job.sent,
+                before_write=self._owner.check,
+                before_manifest=self._upload_records_first,
+            )
+
         try:
-            new = self._archive.upload(path, before_write=self._owner.check, before_manifest=self._upload_records)
+            self._refusals.require(url, upload)
         finally:
             job.begun = job.begun or self._bucket.bytes_sent > sent
         self._uploads.arrived(job.name)
@@ -158,40 +181,57 @@ class Mirror:
                 bytes=sum(file.stat().st_size for file in path.iterdir()),
                 sent_bytes=self._bucket.bytes_sent - sent,
                 seconds=round(time.monotonic() - started, 3),
-                url=f'{self._archive.url}/{job.name}',
+                url=url,
             )
         try:  # the checkpoint is safe; what fails from here on waits for the next one
-            for name in self._archive.retain(keep=job.keep, stage_ends=job.stage_ends, before_write=self._owner.check):
+            for name in self._archive.retain(
+                keep=job.keep, stage_ends=job.stage_ends, refusals=self._refusals, before_write=self._owner.check
+            ):
                 self._record('delete', path=f'{self._archive.url}/{name}')
             self._upload_others()
         except BucketError as error:
             self._record('upload_failed', reason=str(error), attempt=1, retry_in_seconds=None)
 
     def _upload_without_checkpoint(self) -> None:
-        self._upload_records()
+        refused = self._upload_records()
         self._upload_others()
+        if refused is not None:
+            raise refused
 
-    def _upload_records(self) -> None:
+    def _upload_records_first(self) -> None:
+        """The manifest waits for the records, unless they are refused for good: a gap in them costs less than a checkpoint."""
+        refused = self._upload_records()
+        if refused is not None and not refused.for_good:
+            raise refused
+
+    def _upload_records(self) -> Refused | None:
         self._upload_files([self.folder / name for name in (*RECORDS, EVENTS)])
+        return self._refusals.error(f'{self.url}/{name}' for name in RECORDS)
 
     def _upload_others(self) -> None:
-        """Settings and what loggers wrote, for people to read; never fetched."""
+        """Settings and what loggers wrote, for people to read; never fetched. ``latest`` goes last."""
         top = {'checkpoints', *RECORDS, EVENTS}
         paths = [path for path in self.folder.rglob('*') if path.relative_to(self.folder).parts[0] not in top]
         hidden = [path for path in paths if any(part.startswith('.') for part in path.relative_to(self.folder).parts)]
         passing = [path for path in paths if path.suffix in ('.lock', '.part', '.tmp')]
         self._upload_files(sorted({*paths} - {*hidden, *passing}))
+        self._refusals.attempt(f'{self._archive.url}/latest', self._archive.point_latest)
 
     def _upload_files(self, paths: list[Path]) -> None:
-        """Uploads files that are new or have changed since this start uploaded them."""
+        """Uploads regular files that are new or have changed since this start uploaded them; one refused holds up none."""
         self._owner.check()
         for path in paths:
-            if path.is_file():
+            if path.is_file() and not path.is_symlink():
                 stat = path.stat()
                 now = (stat.st_size, stat.st_mtime_ns)
+                url = f'{self.url}/{path.relative_to(self.folder).as_posix()}'
                 if self._in_bucket.get(path) != now:
-                    self._bucket.upload(path, f'{self.url}/{path.relative_to(self.folder).as_posix()}')
-                    self._in_bucket[path] = now
+                    if self._refusals.attempt(url, functools.partial(self._bucket.upload, path, url)):
+                        self._in_bucket[path] = now
+
+    def _tell_refusal(self, text: str) -> None:
+        self._record('upload_failed', reason=text, attempt=1, retry_in_seconds=None)
+        self._say(f'{text}.')
 
     def _patiently(self, function: Callable[[], Result]) -> Result:
         """Calls a function again while the bucket does not answer, for a while."""

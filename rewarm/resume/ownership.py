@@ -48,6 +48,16 @@ class Ownership:
         self._write()
         self.check()
 
+    def renew(self) -> None:
+        """Writes the claim again, which proves that the bucket still takes something.
+
+        Raises:
+            BucketError: If it takes nothing.
+            TakenOver: If another start has the run.
+        """
+        self.check()
+        self._write()
+
     def check(self) -> None:
         """Looks whether the run is still this start's.
 

@@ -100,13 +100,19 @@ class RunStore:
 
         Returns:
             bool: Whether other nodes, if there are any, can have the newest checkpoint.
+
+        Raises:
+            UserError: If the bucket refuses it for good.
         """
         self.stage_ends = stage_ends
         if self.mirror is None:
             return True
         self.mirror.catch_up(keep=self.keep, stage_ends=stage_ends)
         alone = dist.get_world_size() == dist.get_local_world_size()
-        return alone or self.flush(FINAL_UPLOAD_SECONDS)
+        there = alone or self.flush(FINAL_UPLOAD_SECONDS)
+        if not there and (refusal := self.refusal()) is not None:
+            raise refusal
+        return there
 
     def bring(self, checkpoint: Checkpoint | None) -> None:
         """Sees to it that this node has the run folder and a checkpoint that was found on the first node.
@@ -137,10 +143,14 @@ class RunStore:
         """What makes going on pointless, such as another start that took the run over."""
         return None if self.mirror is None else self.mirror.failure()
 
+    def refusal(self) -> BaseException | None:
+        """What the bucket refused for good in the last :meth:`flush` of what a resume needs."""
+        return None if self.mirror is None else self.mirror.refusal()
+
     def flush(self, timeout_seconds: float) -> bool:
-        """Waits until the bucket has everything, within bounds; for the rank that holds the run.
+        """Waits until the bucket has everything that it takes, within bounds; for the rank that holds the run.
 
         Returns:
-            bool: Whether it has.
+            bool: Whether it has all that a resume needs.
         """
         return self.mirror is None or self.mirror.flush(timeout_seconds)

@@ -4,11 +4,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rewarm.buckets.errors import BucketError
+from rewarm.buckets.errors import BucketError, Unreachable
 from rewarm.resume.archive import batch_of
+from rewarm.resume.refusals import Refused
 
 __all__ = ['Job', 'Lag', 'Uploads']
 
@@ -31,8 +32,21 @@ class Lag(NamedTuple):
     """Time since the first one that is not in the bucket was published; 0 if all are."""
 
 
+@dataclass(eq=False, kw_only=True)
+class Work:
+    """Something to upload, with its own attempts."""
+
+    attempts: int = 0
+    due: float = 0.0
+    """When it may be tried, by the monotonic clock."""
+    refused: bool = False
+    """Whether its last attempt ended with an object that the bucket refuses, though it takes others."""
+    given_up: BucketError | None = None
+    """Why a flush does not wait for it any more."""
+
+
 @dataclass(eq=False)
-class Job:
+class Job(Work):
     """A checkpoint to upload."""
 
     name: str
@@ -45,6 +59,8 @@ class Job:
     """Whether its files must be hashed first, since neither this start nor its search for the newest did."""
     begun: bool = False
     """Whether part of it is in the bucket."""
+    sent: set[str] = field(default_factory=set)
+    """Its files that are there, sent by this process."""
 
     @property
     def is_stage_end(self) -> bool:
@@ -56,12 +72,13 @@ class Uploads:
     """A queue of checkpoints and the daemon thread that empties it.
 
     Of the ordinary checkpoints that wait only the newest is kept; stage ends all are. One of which part is in the
-    bucket is finished first, or a slow link would never finish any.
+    bucket is finished first, or a slow link would never finish any; one of which the bucket refuses an object waits for
+    its next attempt while the others go.
 
     Args:
         upload (Callable[[Job], None]): Uploads a checkpoint, its records included; what it has sent it does not send
-            again. A ``BucketError`` is tried again for ever; an ``OSError``, about local files, ends the job; any other
-            error ends the uploads.
+            again. A ``Refused`` concerns that checkpoint alone, any other ``BucketError`` the bucket; both are tried
+            again for ever. An ``OSError``, about local files, ends the job; any other error ends the uploads.
         upload_records (Callable[[], None]): Uploads the records alone.
         url (str): Where to, for words.
         record (Callable): Called as ``record('upload_failed', ...)``, from the thread.
@@ -83,12 +100,18 @@ class Uploads:
         self._record = record
         self._say = say
         self._changed = threading.Condition()
-        self._queue: list[Job] = []
+        self._queue: list[Job] = []  # in the order in which they were published
+        self._records = Work()
         self._records_due = self._hurry = self._closing = self._is_behind = False
+        self._last: Job | None = None
+        self._at_work: Work | None = None
+        self._away = ''  # why the bucket as a whole took nothing at the last attempt
         self._absent: list[tuple[str, float]] = []  # published and not in the bucket, with the time
         self._newest: str | None = None
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name='uploads', daemon=True)
+        self._patience_seconds = 0.0  # of a flush, with an object that is refused
+        self._refusal: BucketError | None = None
+        self._thread = threading.Thread(target=self._run, name='uploads', daemon=True)
 
     def start(self, newest: str | None) -> None:
         """Begins, with the name of the newest checkpoint that is in the bucket already."""
@@ -100,8 +123,13 @@ class Uploads:
         with self._changed:
             if self._failure is not None:
                 return
-            waiting = [each for each in self._queue[1:] if each.is_stage_end and each.name != job.name]
-            self._queue = [*self._queue[:1], *waiting, job]  # the first is at work
+            first = [each for each in self._queue[:1] if not each.refused]  # at work, or about to be
+            waiting = [
+                each
+                for each in self._queue
+                if each is self._at_work or each in first or (each.is_stage_end and each.name != job.name)
+            ]
+            self._queue, self._last = [*waiting, job], job
             if self._newest is None or job.name > self._newest:
                 self._absent = [each for each in self._absent if each[0] != job.name]
                 self._absent.append((job.name, time.monotonic()))
@@ -143,16 +171,34 @@ class Uploads:
         """What ended the uploads for good."""
         return self._failure
 
+    @property
+    def refusal(self) -> BucketError | None:
+        """Why the last flush did not wait for something that a resume needs; None if it did not give up."""
+        return self._refusal
+
     def flush(self, timeout_seconds: float) -> bool:
-        """Waits until the queue is empty and the records are uploaded, and shortens the pauses between attempts."""
+        """Waits until the checkpoints and the records are uploaded, and shortens the pauses between attempts.
+
+        It gives up what the bucket refuses at once and for all, or for a minute or half the time while it takes others.
+
+        Returns:
+            bool: Whether the newest checkpoint and the records are in the bucket.
+        """
         with self._changed:
             self._records_due = self._hurry = True
+            self._patience_seconds = timeout_seconds / 2
+            for work in self._pending():
+                work.due, work.given_up = 0.0, None
             self._changed.notify_all()
-            done = self._changed.wait_for(
-                lambda: self._failure is not None or not (self._queue or self._records_due), timeout_seconds
+            self._changed.wait_for(
+                lambda: self._failure is not None or all(work.given_up for work in self._pending()), timeout_seconds
             )
             self._hurry = False
-            return done and self._failure is None
+            left = [work for work in self._pending() if not (work.given_up and self._is_spare(work))]
+            self._refusal = next((work.given_up for work in left if work.given_up), None)
+            for work in self._pending():
+                work.given_up = None
+            return self._failure is None and not left and not self._absent
 
     def close(self, stop: Callable[[], None]) -> None:
         """Ends the thread, or leaves it behind after two seconds, in a request that hangs.
@@ -167,11 +213,10 @@ class Uploads:
         if self._thread.is_alive():
             self._thread.join(2)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._wait_for_work():
-                job = self._queue[0] if self._queue else None
-                self._try(job)
+            while (work := self._next()) is not None:
+                self._try(work)
         except BaseException as error:
             with self._changed:
                 if not self._closing:
@@ -179,50 +224,82 @@ class Uploads:
                 self._queue.clear()
                 self._changed.notify_all()
 
-    def _wait_for_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._queue or self._records_due)
-            return not self._closing
+    def _pending(self) -> list[Work]:
+        return [*self._queue, *([self._records] if self._records_due else [])]
 
-    def _try(self, job: Job | None) -> None:
-        """Uploads one checkpoint, or the records, until it is done, need not be done any more, or cannot be."""
-        attempt, said = 0, ''
-        while True:
-            attempt += 1
-            try:
-                self._upload(job) if job else self._upload_records()
-                if said:
-                    self._say(f'{self._url} answers again.')
-                break
-            except BucketError as error:
-                if self._closing:
-                    return
-                wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1)
-                reason = str(error)
-                if reason != said or attempt & (attempt - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
-                    self._record('upload_failed', reason=reason, attempt=attempt, retry_in_seconds=round(wait, 2))
-                if not said:
-                    self._say(f'Upload failed and is tried again; training goes on. {reason}')
-                said = reason
-            except OSError as error:
-                self._record('upload_failed', reason=str(error), attempt=attempt, retry_in_seconds=None)
-                self._say(f'{job.name if job else "The records"} cannot be uploaded: {error}')
-                break
-            if not self._pause(wait):
-                return
-            if job and job is not self._queue[-1] and not (job.begun or job.is_stage_end):
-                break
+    def _is_spare(self, work: Work) -> bool:
+        """Whether a resume does not need it: an older checkpoint than the newest one in the bucket."""
+        return isinstance(work, Job) and work is not self._last and work.name < (self._newest or '')
+
+    def _next(self) -> Work | None:
+        """Waits for something that is due, checkpoints first; None if there must be no more."""
         with self._changed:
-            if job is None:
-                self._records_due = False
-            self._queue = [each for each in self._queue if each is not job]
+            self._at_work = None
+            while not self._closing:
+                waiting, now = [work for work in self._pending() if work.given_up is None], time.monotonic()
+                for work in waiting:
+                    if work.due <= now:
+                        self._at_work = work
+                        return work
+                self._changed.wait(min((work.due - now for work in waiting), default=None))
+            return None
+
+    def _try(self, work: Work) -> None:
+        """Makes one attempt: then it is done, is due again later, or need not or cannot be done any more."""
+        work.attempts += 1
+        try:
+            self._upload(work) if isinstance(work, Job) else self._upload_records()
+        except BucketError as error:
+            self._postpone(work, error)
+        except OSError as error:
+            self._record('upload_failed', reason=str(error), attempt=work.attempts, retry_in_seconds=None)
+            self._say(f'{work.name if isinstance(work, Job) else "The records"} cannot be uploaded: {error}')
+            self._remove(work)
+        else:
+            if self._away:
+                self._say(f'{self._url} answers again.')
+            self._away = ''
+            self._remove(work)
+
+    def _postpone(self, work: Work, error: BucketError) -> None:
+        if self._closing:
+            return
+        reason, attempt, is_refusal = str(error), work.attempts, isinstance(error, Refused)
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1)
+        is_new = not is_refusal and reason != self._away  # a refusal is told with its object
+        if is_new or (attempt > 1 and attempt & (attempt - 1) == 0):  # the 2nd, 4th, 8th ...
+            self._record('upload_failed', reason=reason, attempt=attempt, retry_in_seconds=round(wait, 2))
+        if not is_refusal:
+            if not self._away:
+                self._say(f'Upload failed and is tried again; training goes on. {reason}')
+            self._away = reason
+        with self._changed:
+            work.refused = is_refusal
+            if self._hurry:
+                wait = min(wait, HURRIED_WAIT_SECONDS)
+                if _is_final(error, self._patience_seconds):
+                    work.given_up = error
+            # A bucket that is away takes nothing: all wait. One object that is refused holds up its own work alone.
+            for each in [work] if is_refusal else self._pending():
+                each.due = time.monotonic() + wait
+            if isinstance(work, Job) and self._gives_way(work):
+                self._queue = [each for each in self._queue if each is not work]
             self._changed.notify_all()
 
-    def _pause(self, seconds: float) -> bool:
-        """Waits for the next attempt; False if there must be none."""
+    def _gives_way(self, job: Job) -> bool:
+        """Whether a newer checkpoint makes this one needless."""
+        return job is not self._queue[-1] and not job.is_stage_end and (job.refused or not job.begun)
+
+    def _remove(self, work: Work) -> None:
         with self._changed:
-            if self._hurry:
-                self._changed.wait_for(lambda: self._closing, min(seconds, HURRIED_WAIT_SECONDS))
-            else:
-                self._changed.wait_for(lambda: self._closing or self._hurry, seconds)
-            return not self._closing
+            if work is self._records:
+                self._records, self._records_due = Work(), False
+            self._queue = [each for each in self._queue if each is not work]
+            self._changed.notify_all()
+
+
+def _is_final(error: BucketError, patience_seconds: float) -> bool:
+    """Whether a flush need not ask again."""
+    if isinstance(error, Refused):
+        return error.for_good or error.seconds >= patience_seconds
+    return not isinstance(error, Unreachable)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.data.shard_files import files_there, make_readers, remove_half_fetched
 from rewarm.data.tokens import find_tokenizer
 from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card, tokenizer_hash
-from rewarm.formats.files import open_regular
+from rewarm.formats.files import open_regular, private_folder
 from rewarm.formats.shards import INDEX_NAME, Index, Shard, problem_of, read_index
 
 __all__ = ['Dataset', 'open_datasets']
@@ -76,7 +75,7 @@ def open_datasets(sources: Sequence[StreamConfig | EvalSetConfig], config: RunCo
     Raises:
         UserError: On every rank, if a dataset is missing, empty, or made for another tokenizer or sequence length.
     """
-    places = [_place(source, config) for source in sources]
+    places = _agree(lambda: [_place(source, config) for source in sources])
     for index, (source, (folder, _)) in enumerate(zip(sources, places)):
         for other, (before, _) in zip(sources[:index], places):
             if folder == before:
@@ -115,7 +114,7 @@ def _place(source: StreamConfig | EvalSetConfig, config: RunConfig) -> tuple[str
     # A cache of the run's own, found again when the run starts again on this machine.
     run = config.run_folder if urlparse(config.run_folder).scheme else os.path.abspath(config.run_folder)
     key = hashlib.sha256(json.dumps([run, type(source).__name__, source.name, source.remote]).encode()).hexdigest()[:16]
-    return os.path.join(tempfile.gettempdir(), f'rewarm-{os.getuid()}', f'{source.name}-{key}'), source.remote
+    return str(private_folder(f'rewarm-{os.getuid()}', f'{source.name}-{key}')), source.remote
 
 
 def _fetch(name: str, folder: str, remote: str | None) -> None:

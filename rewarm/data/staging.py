@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
-from rewarm.formats.files import flush, write_whole
+from rewarm.formats.files import flush, private_folder, write_whole
 
 
 @dataclass
@@ -162,9 +162,7 @@ class Staging:
 def default_staging(out: str) -> Path:
     """Where a conversion works if nobody says: beside a folder; for a bucket, below the system's temporary folder."""
     if is_bucket(out):
-        import tempfile
-
-        return Path(tempfile.gettempdir()) / f'rewarm-convert-{hashlib.sha256(out.encode()).hexdigest()[:16]}'
+        return private_folder(f'rewarm-convert-{hashlib.sha256(out.encode()).hexdigest()[:16]}')
     path = Path(out).absolute()
     return path.with_name(path.name + '.staging')
 

@@ -2,15 +2,18 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from rewarm.config.errors import DamagedFile
+from rewarm.config.errors import DamagedFile, UserError
 
-__all__ = ['flush', 'open_regular', 'read_bytes', 'write_whole']
+__all__ = ['flush', 'open_regular', 'private_folder', 'read_bytes', 'write_whole']
 
 LARGEST_BYTES = 1 << 30
 """Of a file that is read at once. An index of 35,000 shards has 20 MB, the tokenizers in use at most 20 MB."""
+
+_WAY_OUT = 'Remove it, or set TMPDIR to a folder of your own, such as ~/tmp'
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -85,3 +88,53 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def private_folder(*names: str) -> Path:
+    """A folder below the system's temporary one that nobody else can have prepared or can write to.
+
+    Each level is made with mode 0700, whatever the umask. One that is there is used only if it is a folder and no link,
+    belongs to this user, and neither its group nor others may write to it.
+
+    Args:
+        *names (str): One name for each level below ``$TMPDIR``.
+
+    Returns:
+        Path: The last one.
+
+    Raises:
+        UserError: If one cannot be made or is not this user's own, with what to do.
+    """
+    try:
+        path = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(f'{error.strerror or error}. Set TMPDIR to a folder that can be written') from None
+    for name in names:
+        path /= name
+        try:
+            _make_private(path)
+        except OSError as error:
+            raise UserError(f'{path}: cannot be made ({error.strerror}). Set TMPDIR to another folder') from None
+    return path
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(0o700)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(handle, 0o700)  # the umask may have taken the owner's rights
+        finally:
+            os.close(handle)
+    except FileExistsError:
+        pass  # looked at now
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f'{path}: is no folder but a link or a file, where a private folder has to be. {_WAY_OUT}')
+    if status.st_uid != os.geteuid():
+        raise UserError(f'{path}: belongs to user {status.st_uid}, who may change what is in it. {_WAY_OUT}')
+    if status.st_mode & 0o022:
+        raise UserError(
+            f'{path}: other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}). See that all in it is '
+            f'yours, then run `chmod -R go-w {path}`; or remove it'
+        )

@@ -6,7 +6,6 @@
 import functools
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TypeVar
 
 from rewarm.buckets.bucket import open_bucket
 from rewarm.buckets.errors import BucketError, Unreachable
-from rewarm.config.errors import UserError
+from rewarm.formats.files import private_folder
 from rewarm.resume.archive import Archive
 from rewarm.resume.checkpoint import NAME, problems
 from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch
@@ -259,15 +258,7 @@ def local_folder(url: str, run_name: str) -> Path:
         Path: ``$TMPDIR/rewarm-<user's id>/<run_name>-<hash of the URL>``, the same at each start on this machine.
 
     Raises:
-        UserError: If it cannot be made.
+        UserError: If it cannot be made, or another user may have prepared it.
     """
     digest = hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f'rewarm-{os.getuid()}' / f'{run_name}-{digest}'
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f'{path}: cannot be made ({error.strerror}), and the run needs a folder on this machine beside {url}. '
-            'Set TMPDIR to a folder on a disk with room for its checkpoints'
-        ) from None
-    return path
+    return private_folder(f'rewarm-{os.getuid()}', f'{run_name}-{digest}')

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from rewarm.buckets.bucket import open_bucket
 from rewarm.buckets.errors import BucketError, Unreachable
+from rewarm.config.errors import UserError
 from rewarm.formats.files import private_folder
 from rewarm.resume.archive import Archive
 from rewarm.resume.checkpoint import NAME, problems

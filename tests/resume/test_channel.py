@@ -288,7 +288,7 @@ def test_hundreds_of_silent_strangers_neither_take_descriptors_nor_keep_a_rank_o
         assert ours <= channel.STRANGERS + 2  # both ends of the late one
         assert is_open(strangers[-1])  # the oldest had to go
         assert not is_open(strangers[0])
-    assert hub.peers[1].closed_at is None
+        assert hub.peers[1].closed_at is None
 
 
 def test_ranks_that_all_come_at_once_are_not_taken_for_too_many_strangers():

@@ -31,7 +31,7 @@ _BOUNDS = {
 }
 _PATTERNS = {
     'hf:': '`hf:<id or folder>`, `checkpoint:<folder>` or `scratch`',
-    'https?:': '`http://<host>` or `http://<host>:<port>`, without a path',
+    'http:': '`http://<host>` or `http://<host>:<port>`, without a path',
     'A-Za-z0-9': 'letters, digits, `.`, `_` or `-`, and begin with a letter or digit',
 }
 

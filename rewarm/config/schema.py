@@ -285,7 +285,7 @@ class PreemptionConfig(Section):
     """Signals after which the batch is finished, a checkpoint saved, and the process left with code 75."""
     notice: Literal['auto', 'aws', 'gcp', 'azure', 'none'] = 'auto'
     """Whose notices of preemption to look for: `auto` asks only the cloud this machine is in, if any; a cloud that is named must answer."""
-    notice_url: Annotated[str, Field(pattern=r'^https?://[^\s/?#]+/?$')] | None = None
+    notice_url: Annotated[str, Field(pattern=r'^http://[^\s/?#@]+/?$')] | None = None
     """Where its metadata service is, such as `http://127.0.0.1:1338`. Default: `AWS_EC2_METADATA_SERVICE_ENDPOINT` or `GCE_METADATA_HOST`, else the cloud's own address."""
     hang_timeout: Duration = Duration(20, 'min')
     """Time without any progress on any rank after which all leave with code 75: `sec`, `min` or `h`; three times as long until a stage's first batch is done. Must be longer than a save."""

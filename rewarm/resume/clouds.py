@@ -5,18 +5,18 @@ whose own clock is wrong is not wrong about the seconds left; without that heade
 no more than the notice that the cloud documents. Every rounding makes a deadline earlier, never later.
 """
 
-import http.client
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.message import Message
+from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from rewarm.formats.strict_json import Record, parse_record
+from rewarm.resume.metadata_http import Answer, ask
 
 __all__ = ['CLOUDS', 'Aws', 'Azure', 'Cloud', 'Gcp', 'Notice']
 
@@ -24,7 +24,6 @@ LINK_LOCAL = 'http://169.254.169.254'
 """The metadata service of all three, GCP's ``metadata.google.internal`` too; by number no name needs looking up."""
 
 TIMEOUT_SECONDS = 2.0
-LARGEST_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,34 +48,32 @@ class Notice:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer of a metadata service.
+class Interruption(Record):
+    """What AWS says of a spot instance that it takes."""
 
-    Args:
-        status (int): Of HTTP.
-        text (str): The body.
-        headers (Message): Of HTTP.
-        asked_at (float): On the clock of ``time.monotonic``, before the question was sent.
-    """
+    action: Annotated[str, Field(pattern='^[a-z-]{1,40}$')]
+    time: Annotated[str, Field(pattern='^[0-9TZ:.+-]{0,40}$')] = ''
 
-    status: int
-    text: str
-    headers: Message
-    asked_at: float
 
-    def deadline(self, moment: datetime, documented_seconds: float) -> float:
-        """A moment that the answer names, on the clock of ``time.monotonic``.
+class Rebalance(Record):
+    """What AWS says of a spot instance that it may take."""
 
-        Args:
-            moment (datetime): With its time zone.
-            documented_seconds (float): The notice that the cloud promises.
-        """
-        if (date := self.headers.get('Date')) is not None:
-            left = (moment - parsedate_to_datetime(date)).total_seconds() - 1  # `Date` has whole seconds
-        else:
-            left = min((moment - datetime.now(UTC)).total_seconds(), documented_seconds)
-        return self.asked_at + left
+    noticeTime: Annotated[str, Field(pattern='^[0-9TZ:.+-]{1,40}$')]
+
+
+class ScheduledEvent(Record):
+    """What Azure says of machines of a set."""
+
+    EventId: Annotated[str, Field(pattern='^[!-~]{1,100}$')]
+    EventType: str
+    Resources: list[str]
+    NotBefore: Annotated[str, Field(pattern='^[A-Za-z0-9,:+ -]{0,40}$')] | None = None
+
+
+class ScheduledEvents(Record):
+    """All that Azure says."""
+
+    Events: list[ScheduledEvent]
 
 
 class Cloud:
@@ -96,8 +93,6 @@ class Cloud:
     def __init__(self, url: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self.url = (url or self.configured_url() or LINK_LOCAL).rstrip('/')
         self.timeout_seconds = timeout_seconds
-        # These addresses are the machine's own: a proxy would ask its machine.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @classmethod
     def configured_url(cls) -> str | None:
@@ -122,20 +117,15 @@ class Cloud:
         raise NotImplementedError
 
     def _ask(
-        self, path: str, headers: dict[str, str], *, method: str = 'GET', timeout_seconds: float | None = None
+        self, path: str, headers: dict[str, str], *, method: str = 'GET', silence_seconds: float | None = None
     ) -> Answer:
-        request = urllib.request.Request(self.url + path, headers=headers, method=method)
-        asked_at = time.monotonic()
-        try:
-            try:
-                response = self._opener.open(request, timeout=timeout_seconds or self.timeout_seconds)
-            except urllib.error.HTTPError as error:
-                response = error
-            with response:
-                text = response.read(LARGEST_ANSWER_BYTES).decode()
-                return Answer(response.status or 0, text, response.headers, asked_at)
-        except http.client.HTTPException as error:
-            raise OSError(f'it does not speak HTTP: {error!r}') from error
+        return ask(
+            self.url + path,
+            headers,
+            method=method,
+            timeout_seconds=self.timeout_seconds,
+            silence_seconds=silence_seconds,
+        )
 
     def _expect(self, answer: Answer, *statuses: int) -> Answer:
         if answer.status not in statuses:
@@ -176,13 +166,13 @@ class Aws(Cloud):
         if (answer := self._read('/latest/meta-data/spot/instance-action')) is not None:
             yield from self._interruption(answer)
         if (answer := self._read('/latest/meta-data/events/recommendations/rebalance')) is not None:
-            since = json.loads(answer.text)['noticeTime']
+            since = parse_record(Rebalance, answer.body, f'what {self.url} says of a rebalance').noticeTime
             what = 'AWS says that this instance is at an elevated risk of being taken (rebalance recommendation)'
             yield Notice(self.name, what, None, f'rebalance {since}')
 
     def _interruption(self, answer: Answer) -> Iterator[Notice]:
-        told = json.loads(answer.text)
-        action, at = told['action'], told.get('time', '')
+        told = parse_record(Interruption, answer.body, f'what {self.url} says of an interruption')
+        action, at = told.action, told.time
         what = f'AWS will {action} this spot instance{f" at {at}" if at else ""}'
         if action == 'hibernate':
             deadline = answer.asked_at  # begins at once
@@ -205,8 +195,8 @@ class Aws(Cloud):
         seconds = str(self.TOKEN_SECONDS)
         answer = self._ask('/latest/api/token', {'X-aws-ec2-metadata-token-ttl-seconds': seconds}, method='PUT')
         self._token = self._expect(answer, 200).text
-        granted = answer.headers.get('X-aws-ec2-metadata-token-ttl-seconds', seconds)
-        self._token_until = answer.asked_at + int(granted) - 2 * self.timeout_seconds
+        granted = int(answer.headers.get('X-aws-ec2-metadata-token-ttl-seconds', seconds))
+        self._token_until = answer.asked_at + min(granted, self.TOKEN_SECONDS) - 2 * self.timeout_seconds
 
 
 class Gcp(Cloud):
@@ -290,23 +280,23 @@ class Azure(Cloud):
         answer = self._ask(
             '/metadata/scheduledevents?api-version=2020-07-01',
             {'Metadata': 'true'},
-            timeout_seconds=self.timeout_seconds if self._awake else self.FIRST_ANSWER_SECONDS,
+            silence_seconds=None if self._awake else self.FIRST_ANSWER_SECONDS,
         )
-        events = json.loads(self._expect(answer, 200).text)['Events']
+        events = parse_record(ScheduledEvents, self._expect(answer, 200).body, f'what {self.url} says of events').Events
         self._awake = True
         yield from (self._notice(event, answer) for event in events if self._is_ours(event))
 
-    def _is_ours(self, event: dict[str, str]) -> bool:
-        return event['EventType'] == 'Preempt' and (not self._machine or self._machine in event['Resources'])
+    def _is_ours(self, event: ScheduledEvent) -> bool:
+        return event.EventType == 'Preempt' and (not self._machine or self._machine in event.Resources)
 
-    def _notice(self, event: dict[str, str], answer: Answer) -> Notice:
-        at = event.get('NotBefore') or ''
+    def _notice(self, event: ScheduledEvent, answer: Answer) -> Notice:
+        at = event.NotBefore or ''
         if at:
             deadline = answer.deadline(parsedate_to_datetime(at), self.NOTICE_SECONDS)
         else:
             deadline = answer.asked_at  # it has started
         what = f'Azure evicts this spot machine {f"after {at}" if at else "now"}'
-        return Notice(self.name, what, deadline, f'{event["EventId"]} {at}')
+        return Notice(self.name, what, deadline, f'{event.EventId} {at}')
 
 
 CLOUDS: dict[str, type[Cloud]] = {cloud.name: cloud for cloud in (Aws, Gcp, Azure)}

@@ -23,6 +23,7 @@ from rewarm.config.errors import UserError, disk_error
 from rewarm.config.load import dump
 from rewarm.config.plan import Plan
 from rewarm.config.schema import RunConfig
+from rewarm.config.secrets import redacted
 
 __all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_each_node', 'on_rank_zero', 'version_of', 'write_start_files']
 
@@ -101,7 +102,7 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
         'device_kind': device.name,
         'world_size': dist.get_world_size(),
         'threads': torch.get_num_threads(),
-        'command': sys.argv,
+        'command': redacted(sys.argv),
     }
     texts = {
         'config.yaml': dump(config),

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from rewarm.config.checks import find_problems
 from rewarm.config.messages import explain, locate
 from rewarm.config.schema import RunConfig
+from rewarm.config.secrets import redacted
 from rewarm.config.source import Loc, Source, is_list, is_map, read_source
 
 
@@ -42,15 +43,15 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | N
 
 
 def dump(config: RunConfig) -> str:
-    """Writes settings as YAML: every default spelled out, overrides and ``${key}`` put in.
+    """Writes settings as YAML: every default spelled out, overrides and ``${key}`` put in, and no secret.
 
     Args:
         config (RunConfig): The settings.
 
     Returns:
-        str: YAML, which ``load`` reads into an equal config.
+        str: YAML, which ``load`` reads into an equal config; where a logger was given a secret, ``REDACTED`` stands for it.
     """
-    data = config.model_dump(mode='json', exclude_none=True)
+    data = redacted(config.model_dump(mode='json', exclude_none=True))
     for stage in data['stages']:
         stage['schedule'] = {'name': stage['schedule'].pop('name'), **stage['schedule']}
     yaml: Any = YAML(pure=True)

@@ -36,6 +36,14 @@ def test_dumped_settings_load_as_equal(write_run):
     assert dump(load('again.yaml')) == dump(config)
 
 
+def test_dumped_settings_hold_no_secret_and_load(write_run):
+    given = '{neptune: {api_token: hunter2, project: p}, mlflow: {tracking_uri: "https://me:hunter2@host/x"}}'
+    text = dump(load(write_run(('{tensorboard: {}}', given))))
+    assert 'hunter2' not in text
+    Path('again.yaml').write_text(text)
+    assert load('again.yaml').loggers['neptune'] == {'api_token': 'REDACTED', 'project': 'p'}
+
+
 def test_unknown_key(problems_of):
     assert problems_of(('eps: 1e-8', 'beta: 1')) == (
         'run.yaml:10: unknown key `optimizer.beta`. Did you mean `betas`? Known keys here: betas, eps, name, weight_decay',

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewarm.config.errors import UserError
-from rewarm.data.documents import Part
+from rewarm.data.documents import MAX_RECORD_BYTES, Part
 from rewarm.data.sources import Source
+
+_ROWS = 64
 
 
 def column_parts(path: Path, source: Source, index: int, text_key: str, part_bytes: int) -> Iterator[Part]:
@@ -31,10 +33,9 @@ def column_parts(path: Path, source: Source, index: int, text_key: str, part_byt
     first, count, size = 1, 0, 0
     try:
         for column in _columns(path, source, text_key, part_bytes):
-            # As bytes: invalid UTF-8 is a reject, not the end of the conversion.
-            for value in column.cast(pa.large_binary()).to_pylist():
-                rows.append(value)
-                size += len(value or b'')
+            for value in _values(column):
+                rows.append(value if value is None or len(value) <= MAX_RECORD_BYTES else value[: MAX_RECORD_BYTES + 1])
+                size += len(rows[-1] or b'')
                 if size >= part_bytes:
                     yield Part(source=index, index=count, kind=source.kind, first_line=first, rows=rows)
                     first, count, rows, size = first + len(rows), count + 1, [], 0
@@ -42,6 +43,14 @@ def column_parts(path: Path, source: Source, index: int, text_key: str, part_byt
         raise UserError(f'{source.path}: cannot be read as {source.kind} ({error})') from error
     if rows:
         yield Part(source=index, index=count, kind=source.kind, first_line=first, rows=rows)
+
+
+def _values(column: Any) -> Iterator[bytes | None]:
+    """The column's texts as bytes, for invalid UTF-8 is a reject and not the end of the conversion."""
+    import pyarrow as pa
+
+    for start in range(0, len(column), _ROWS):  # a few at a time: three copies of a whole batch would be held
+        yield from column.slice(start, _ROWS).cast(pa.large_binary()).to_pylist()
 
 
 def _columns(path: Path, source: Source, text_key: str, part_bytes: int) -> Iterator[Any]:

@@ -32,6 +32,13 @@ put a boundary there, whatever follows.
 """
 
 _BLOCK_BYTES = 1 << 20
+
+_ZSTD_READ_BYTES = 2 << 10
+"""Unpacked at once: four bytes can stand for a block of 128 KiB, so these for 64 MiB at most."""
+
+_ZSTD_WINDOW_BYTES = 1 << 27
+"""What zstd itself gives a file that asks for more memory than it was told to allow (``--long`` above 27)."""
+
 _SAFE_CUT_BYTES = re.compile(SAFE_CUT.pattern.encode())
 
 
@@ -75,6 +82,11 @@ def read_parts(
                 yield from cut(_decompressed(blocks, source), source, index, part_bytes)
         on_hash(digest.hexdigest())
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        if 'too much memory' in str(error):
+            raise UserError(
+                f'{source.path}: to unpack it takes more memory than {_ZSTD_WINDOW_BYTES >> 20} MiB (zstd --long). '
+                'Unpack it first: zstd -d --long=31 FILE'
+            ) from None
         raise UserError(f'{source.path}: cannot be read to its end ({error})') from error
 
 
@@ -110,14 +122,16 @@ def _decompressed(blocks: Iterator[bytes], source: Source) -> Iterator[bytes]:
 
 def _of_one_size(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Makes the cuts, and with them what a restart skips, a matter of the content and not of a library's buffers."""
-    held = b''
+    held = bytearray()
     for block in blocks:
         held += block
-        while len(held) >= _BLOCK_BYTES:
-            yield held[:_BLOCK_BYTES]
-            held = held[_BLOCK_BYTES:]
+        if len(held) >= _BLOCK_BYTES:
+            whole = len(held) // _BLOCK_BYTES * _BLOCK_BYTES
+            for start in range(0, whole, _BLOCK_BYTES):
+                yield bytes(held[start : start + _BLOCK_BYTES])
+            del held[:whole]
     if held:
-        yield held
+        yield bytes(held)
 
 
 class _Blocks:
@@ -142,14 +156,12 @@ def _gzip_blocks(stream: _Blocks) -> Iterator[bytes]:
 
 def _zstd_blocks(stream: _Blocks) -> Iterator[bytes]:
     # Objects, one a frame, because zstandard's stream_reader takes a truncated file for a short one.
-    context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     frame = None
-    while data := stream.read(16 << 10):  # small, for one byte may stand for a hundred thousand
+    while data := stream.read(_ZSTD_READ_BYTES):
         while data:
             frame = frame or context.decompressobj()
-            block = frame.decompress(data)
-            for start in range(0, len(block), _BLOCK_BYTES):
-                yield block[start : start + _BLOCK_BYTES]
+            yield frame.decompress(data)
             data, frame = (frame.unused_data, None) if frame.eof else (b'', frame)
     if frame is not None:
         raise EOFError('the compressed stream is truncated')

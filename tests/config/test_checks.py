@@ -235,7 +235,7 @@ def test_a_card_that_cannot_be_read(write_run, problems_of):
     Path('data/old-val').mkdir(parents=True)
     Path('data/old-val/dataset_card.json').write_text('{"version": 1}')
     (problem,) = problems_of()
-    assert problem.startswith('run.yaml:32: `eval.sets.0`: data/old-val/dataset_card.json: not a dataset card')
+    assert problem.startswith('run.yaml:32: `eval.sets.0`: data/old-val/dataset_card.json: damaged: tokenizer_hash')
 
 
 def test_reading_data_more_than_once_is_a_warning(write_run):

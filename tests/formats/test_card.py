@@ -45,7 +45,7 @@ def test_a_newer_card_may_say_more(tmp_path: Path):
 )
 def test_a_broken_card_is_an_error_of_the_user(tmp_path: Path, text: str):
     (tmp_path / 'dataset_card.json').write_text(text)
-    with pytest.raises(UserError, match='dataset_card.json: damaged'):
+    with pytest.raises(UserError, match=r'dataset_card\.json: damaged'):
         read_card(tmp_path)
 
 

@@ -20,6 +20,7 @@ from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
+from rewarm.formats.records import Damage
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
@@ -142,7 +143,8 @@ def _go_on(this: Start) -> int:
         return EXIT_PREEMPTED
     on_each_node(lambda: store.bring(saved))
     state = _run_state(config, saved)
-    lost = on_rank_zero(lambda: cut_back(store.folder, state.batch))
+    damaged: list[Damage] = []
+    lost = on_rank_zero(lambda: cut_back(store.folder, state.batch, tell=damaged.append))
     on_rank_zero(lambda: write_start_files(store.folder, config, plan, this.device))
     stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
     if not stages and on_rank_zero(lambda: lacks_evaluation(store.folder, config, plan.stages[-1], state.batch)):
@@ -153,6 +155,9 @@ def _go_on(this: Start) -> int:
     events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname(), seconds=seconds)
     if saved is not None:
         events.record('resume', **{'from': saved.path.name}, where=where, lost_batches=lost)
+    for damage in damaged:
+        events.record('records_damaged', path=damage.file, lines=damage.lines, reason=str(damage.first))
+        announce(str(damage))
     if not stages:
         announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
         return _finish(this)

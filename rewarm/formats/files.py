@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from rewarm.config.errors import DamagedFile, UserError
 
-__all__ = ['flush', 'open_regular', 'private_folder', 'read_bytes', 'write_whole']
+__all__ = ['flush', 'open_regular', 'private_folder', 'read_bytes', 'refuse_lost_link', 'write_whole']
 
 LARGEST_BYTES = 1 << 30
 """Of a file that is read at once. An index of 35,000 shards has 20 MB, the tokenizers in use at most 20 MB."""
@@ -54,6 +54,16 @@ def read_bytes(path: str | Path, *, largest_bytes: int = LARGEST_BYTES) -> bytes
             return file.read(largest_bytes)
         except OSError as error:
             raise DamagedFile(path, what=f'it cannot be read ({error.strerror or error})') from None
+
+
+def refuse_lost_link(path: Path) -> None:
+    """For a file that is not there and need not be.
+
+    Raises:
+        DamagedFile: If there is a link that leads nowhere: somebody believes the file to be there.
+    """
+    if path.is_symlink() and not path.exists():
+        raise DamagedFile(path, what='it is a link that leads nowhere')
 
 
 def write_whole(path: Path, data: bytes, *, temporary: Path | None = None) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from rewarm.report.forgetting import Arm, Curve, pareto_front
+from rewarm.report.forgetting import Arm, Curve, by_set, pareto_front
 from rewarm.report.interruptions import interruptions
 from rewarm.report.plots import Figure, escape_label, finite_span, panels, scatter, set_range
 from rewarm.report.run_folder import Batch, Run
@@ -42,10 +42,11 @@ def validation_figure(run: Run) -> Figure:
         run (Run): The run; stages and interruptions are marked.
     """
     traces = []
-    keys = sorted({(line.role != 'upstream', line.role, line.set) for line in run.evaluations})
-    for index, (_, role, name) in enumerate(keys):
-        points = {line.tokens: line for line in run.evaluations if (line.role, line.set) == (role, name)}
-        same_role = [key for key in keys[:index] if key[1] == role]
+    lines = by_set(run.evaluations)
+    keys = [*lines]
+    for index, (role, name) in enumerate(keys):
+        points = {line.tokens: line for line in lines[role, name]}
+        same_role = [key for key in keys[:index] if key[0] == role]
         traces.append(
             {
                 **scatter([*points], [points[tokens].loss for tokens in points]),
@@ -77,7 +78,7 @@ def training_figure(run: Run) -> Figure:
     """Training loss over the tokens of the run: the mean of neighbouring batches and the range they span."""
     traces = []
     for number, stage in enumerate(run.stages):
-        buckets = _buckets([line for line in run.batches if line.stage == stage.name])
+        buckets = _buckets(run.stage_batches(stage.name))
         x = [bucket[-1].tokens for bucket in buckets]
         losses = [[line.loss for line in bucket if math.isfinite(line.loss)] or [math.nan] for bucket in buckets]
         if any(len(bucket) > 1 for bucket in buckets):
@@ -119,7 +120,7 @@ def comparison_figure(arms: Sequence[Arm]) -> Figure:
             if curve:
                 traces.append({**_curve_line(curve), **style, 'yaxis': f'y{axis}', 'showlegend': not shown})
                 shown = True
-        x, y = _rate([line for line in arm.run.batches if line.stage == arm.stage.name])
+        x, y = _rate(arm.run.stage_batches(arm.stage.name))
         start = arm.stage.start_tokens
         rate = _rate_trace([tokens - start for tokens in x], y, escape_label(arm.name), colour, dash, axis='y3')
         traces.append({**rate, 'legendgroup': str(index)})

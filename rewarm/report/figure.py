@@ -85,7 +85,7 @@ def write_figure(run_folders: Sequence[str | Path], out: str | Path) -> Path:
             style = _style(arm, index)
             for column, curve in enumerate((arm.old_curve, arm.new_curve)):
                 axes[0][column].plot([t / divisor for t, _ in curve], [y for _, y in curve], **style)
-            batches = [line for line in arm.run.batches if line.stage == arm.stage.name]
+            batches = arm.run.stage_batches(arm.stage.name)
             for axis in axes[1]:
                 axis.plot([line.stage_tokens / divisor for line in batches], [line.lr for line in batches], **style)
         for column, title in enumerate(('Loss on old data', 'Loss on new data')):

@@ -9,12 +9,22 @@ Source of the terms: Gupta et al. 2023, sections 3 and 4, https://arxiv.org/abs/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rewarm.report.run_folder import Evaluation, Run, Stage
 
-__all__ = ['Arm', 'Outcome', 'SetOutcome', 'first_lead', 'last_stage_arm', 'outcome', 'pareto_front', 'set_outcomes']
+__all__ = [
+    'Arm',
+    'Outcome',
+    'SetOutcome',
+    'by_set',
+    'first_lead',
+    'last_stage_arm',
+    'outcome',
+    'pareto_front',
+    'set_outcomes',
+]
 
 Curve = Sequence[tuple[int, float]]
 
@@ -140,14 +150,20 @@ def _recovery(curve: Curve, before: float | None) -> int | None:
     return position
 
 
+def by_set(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], list[Evaluation]]:
+    """Evaluations by role and name of their set, old sets first."""
+    found: dict[tuple[str, str], list[Evaluation]] = {}
+    for line in evaluations:
+        found.setdefault((line.role, line.set), []).append(line)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0] != 'upstream', *item[0])))
+
+
 def set_outcomes(run: Run) -> list[SetOutcome]:
     """The outcome of every stage and evaluation set of a run, old sets first within a stage."""
     results = []
     for stage in run.stages:
         evaluations = run.stage_evaluations(stage.name)
-        keys = sorted({(line.role != 'upstream', line.role, line.set) for line in evaluations})
-        for _, role, name in keys:
-            mine = [line for line in evaluations if (line.role, line.set) == (role, name)]
+        for (role, name), mine in by_set(evaluations).items():
             measured = outcome(
                 [(line.stage_tokens, line.loss) for line in mine],
                 stage_tokens=stage.planned_tokens,

@@ -54,8 +54,7 @@ def measure(folder: str | Path) -> Conditions:
 
 def _speed_of_one(run: Run) -> float | None:
     speed = _median(line.tokens_per_second for line in run.batches)
-    ranks = run.environment.get('world_size')
-    return None if speed is None else speed / (ranks if isinstance(ranks, int) and ranks > 0 else 1)
+    return None if speed is None else speed / (run.environment.world_size or 1)
 
 
 def _median(values: Iterable[object]) -> float | None:

@@ -4,7 +4,8 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from rewarm.config.plan import Plan, StagePlan
 from rewarm.config.schema import EvalSetConfig, RunConfig
 from rewarm.formats.card import DatasetCard
+from rewarm.formats.records import BATCHES, EVALUATIONS, EVENTS, Damage, Evaluation
 from rewarm.report.records import JsonLines
 
 __all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation', 'recent_losses', 'sync_records']
@@ -34,36 +36,53 @@ class Order(Protocol):
         ...
 
 
-def cut_back(run_folder: Path, batch: int) -> int:
-    """Removes metrics and evaluations after ``batch``, which the run is about to repeat.
+def cut_back(run_folder: Path, batch: int, *, tell: Callable[[Damage], object] = lambda _: None) -> int:
+    """Removes metrics and evaluations after ``batch``, which the run is about to repeat, and lines that are damaged.
+
+    Args:
+        run_folder (Path): The run's folder.
+        batch (int): Batches of the run that are kept.
+        tell (Callable): Gets the damaged lines of each file that has some, also of the events, where they stay.
 
     Returns:
         int: Batches that were trained and are lost.
+
+    Raises:
+        DamagedFile: If one of the files is no regular file.
     """
-    JsonLines(run_folder / 'evals.jsonl').cut(lambda record: record['batch'] <= batch)
-    return JsonLines(run_folder / 'metrics.jsonl').cut(lambda record: record['batch'] <= batch)
+    evaluations, batches, events = (
+        Damage(str(run_folder / name)) for name in ('evals.jsonl', 'metrics.jsonl', 'events.jsonl')
+    )
+    JsonLines(run_folder / 'events.jsonl', EVENTS).read(events)
+    JsonLines(run_folder / 'evals.jsonl', EVALUATIONS).cut(lambda line: line.batch <= batch, evaluations)
+    lost = JsonLines(run_folder / 'metrics.jsonl', BATCHES).cut(lambda line: line.batch <= batch, batches)
+    for damage in (evaluations, batches, events):
+        if damage.lines:
+            tell(damage)
+    return lost
 
 
 def sync_records(run_folder: Path) -> None:
     """Forces metrics and evaluations to the disk: no checkpoint may be newer than the records that lead to it."""
-    for name in ('metrics.jsonl', 'evals.jsonl'):
-        JsonLines(run_folder / name).sync()
+    JsonLines(run_folder / 'metrics.jsonl', BATCHES).sync()
+    JsonLines(run_folder / 'evals.jsonl', EVALUATIONS).sync()
 
 
 def recent_losses(run_folder: Path, stage: str, count: int) -> list[tuple[float | None, bool]]:
     """The loss of each of a stage's last batches, ``None`` if it was no number, and whether the batch was skipped."""
-    lines = JsonLines(run_folder / 'metrics.jsonl').read()
-    return [(line['loss'], line.get('skipped', False)) for line in lines if line['stage'] == stage][-count:]
+    lines = JsonLines(run_folder / 'metrics.jsonl', BATCHES).read()
+    recent = [line for line in lines if line.stage == stage][-count:]
+    return [(line.loss if math.isfinite(line.loss) else None, line.skipped) for line in recent]
 
 
 def lacks_evaluation(run_folder: Path, config: RunConfig, stage: StagePlan, batch: int) -> bool:
     """Whether a set of the run file has no record for the weights of ``batch`` in ``stage``."""
-    recorded = _sets_recorded(JsonLines(run_folder / 'evals.jsonl').read(), stage, batch)
+    recorded = _sets_recorded(JsonLines(run_folder / 'evals.jsonl', EVALUATIONS).read(), stage, batch)
     return not recorded >= {each.name for each in config.eval.sets}
 
 
-def _sets_recorded(records: list[dict[str, Any]], stage: StagePlan | None, batch: int) -> set[str]:
-    return {r['set'] for r in records if stage is not None and (r['stage'], r['batch']) == (stage.name, batch)}
+def _sets_recorded(lines: Iterable[Evaluation], stage: StagePlan | None, batch: int) -> set[str]:
+    return {line.set for line in lines if stage is not None and (line.stage, line.batch) == (stage.name, batch)}
 
 
 class TrainRecords(Callback):
@@ -88,7 +107,7 @@ class TrainRecords(Callback):
         grad_norm: Callable[[], float],
         skipped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.lines = JsonLines(run_folder / 'metrics.jsonl')
+        self.lines = JsonLines(run_folder / 'metrics.jsonl', BATCHES)
         self.stage = stage
         self.plan = plan
         self.order = order
@@ -191,7 +210,7 @@ class EvalRecords(Callback):
         sets: dict[str, tuple[EvalSetConfig, DatasetCard | None]],
         stopping: Callable[[], bool],
     ) -> None:
-        self.lines = JsonLines(run_folder / 'evals.jsonl')
+        self.lines = JsonLines(run_folder / 'evals.jsonl', EVALUATIONS)
         self.stage = stage
         self.previous = previous
         self.plan = plan
@@ -214,14 +233,16 @@ class EvalRecords(Callback):
         if not self.sets or not (batch == self.stage.start_batch or self._is_mark(batch)):
             return False
         records = self.lines.read()
-        if _sets_recorded(records, self.stage, batch) >= set(self.sets):
+        recorded = _sets_recorded(records, self.stage, batch)
+        if recorded >= set(self.sets):
             return False
         if not _sets_recorded(records, self.previous, batch) >= set(self.sets):
             return True
         self.lines.append(
-            {**record, 'stage': self.stage.name, 'stage_tokens': 0, 'when': 'start'}
+            asdict(replace(record, stage=self.stage.name, stage_tokens=0, when='start'))
             for record in records
-            if self.previous and (record['stage'], record['batch']) == (self.previous.name, batch)
+            if self.previous and (record.stage, record.batch) == (self.previous.name, batch)
+            if record.set not in recorded
         )
         return False
 
@@ -255,7 +276,13 @@ class EvalRecords(Callback):
         stages = [self.stage]
         if batch == self.stage.start_batch and self.previous is not None:
             stages.insert(0, self.previous)
-        self.lines.append({**self._where(stage, batch), **record} for stage in stages for record in found)
+        recorded = self.lines.read()  # of a set that was there before another was added
+        self.lines.append(
+            {**self._where(stage, batch), **record}
+            for stage in stages
+            for record in found
+            if record['set'] not in _sets_recorded(recorded, stage, batch)
+        )
 
     def _where(self, stage: StagePlan, batch: int) -> dict[str, Any]:
         tokens = self.plan.tokens_per_batch

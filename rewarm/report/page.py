@@ -110,7 +110,7 @@ class _Page:
         items = ''.join(f'<li>{escape(_sentence(str(f)))}</li>' for f in findings(find_arms(self.runs)))
         parts.append(f'<ul class="findings">{items}</ul>{_terms()}</section>')
         parts.append('<section><h2>Side by side</h2>')
-        tokenizers = {str(run.config.get('tokenizer')) for run in self.runs}
+        tokenizers = {run.config.tokenizer for run in self.runs}
         if len(tokenizers) > 1:
             parts.append('<p>The runs use different tokenizers: compare their bits per byte, not their losses.</p>')
         parts.append(

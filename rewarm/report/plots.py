@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rewarm.terminal import printable
+
 __all__ = ['Figure', 'escape_label', 'finite_span', 'panels', 'scatter', 'set_range']
 
 Figure = dict[str, Any]
@@ -76,4 +78,4 @@ def panels(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: st
 
 def escape_label(text: str) -> str:
     """Text from a file for a label: plotly reads some HTML in labels."""
-    return html.escape(text, quote=False)
+    return html.escape(printable(text), quote=False)

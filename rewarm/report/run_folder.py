@@ -6,31 +6,38 @@ any file of a run is the user's mistake and is refused.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import ValidationError
 
-from rewarm.config.errors import UserError
-from rewarm.report.lines import (
-    Batch,
-    Evaluation,
-    Event,
-    parse_batch,
-    parse_evaluation,
-    parse_event,
-    read_lines,
-    read_text,
-)
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.config.source import read_source
+from rewarm.formats.files import read_bytes, refuse_lost_link
+from rewarm.formats.records import BATCHES, EVALUATIONS, EVENTS, Batch, Damage, Evaluation, Event, read_lines
+from rewarm.formats.run_files import Environment, PlanFile, PlannedStage, PlannedStream, RunFile, Schedule
+from rewarm.formats.strict_json import Record, in_words, parse_record
+from rewarm.terminal import printable
 
 __all__ = ['Batch', 'Evaluation', 'Event', 'Run', 'Stage', 'read_run', 'read_runs']
 
+Format = TypeVar('Format', bound=Record)
+Line = TypeVar('Line', Batch, Evaluation)
+
 RUN_FILES = ('config.yaml', 'plan.json', 'metrics.jsonl', 'evals.jsonl', 'events.jsonl')
 """A folder with none of these is no run folder."""
+
+LINE_BYTES = 500
+"""About the length of a line of ``metrics.jsonl``."""
+
+LARGEST_FILE_BYTES = 1 << 24
+"""Of what a start writes; a plan of a hundred stages has 100 kB."""
+
+MOST_NAMES = 1000
+"""Stages, and evaluation sets, of one run. Tables and charts have something for each."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ class Stage:
     done_tokens: int
     batches: int
     """Batches of the stage that were done."""
-    schedule: dict[str, Any]
-    streams: tuple[dict[str, Any], ...]
+    schedule: Schedule
+    streams: tuple[PlannedStream, ...]
     optimizer_state: str | None
 
     @property
@@ -64,17 +71,17 @@ class Run:
     place: str
     """The folder as it was given; of a run in a bucket, its URL."""
     name: str
-    config: dict[str, Any]
+    config: RunFile
     config_text: str
-    plan: dict[str, Any]
-    environment: dict[str, Any]
+    plan: PlanFile
+    environment: Environment
     stages: tuple[Stage, ...]
     """Stages that have begun, in order."""
     batches: tuple[Batch, ...]
     evaluations: tuple[Evaluation, ...]
     events: tuple[Event, ...]
-    skipped: dict[str, int]
-    """Unreadable lines by file, a torn last line not counted."""
+    damage: tuple[Damage, ...]
+    """Lines that were left out, of each file that has some; a torn last line is none."""
 
     @property
     def tokens(self) -> int:
@@ -84,18 +91,29 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every planned stage was done, as far as the files tell."""
-        planned = len(self.plan.get('stages') or ()) or len(self.stages)
+        planned = len(self.plan.stages) or len(self.stages)
         return bool(self.stages) and len(self.stages) == planned and self.stages[-1].finished
 
     @property
     def from_scratch(self) -> bool:
         """Whether the run's first stage began with untrained weights."""
-        model = self.config.get('model')
-        return isinstance(model, dict) and model.get('init_from') == 'scratch'
+        return self.config.model is not None and self.config.model.init_from == 'scratch'
 
-    def stage_evaluations(self, stage: str) -> list[Evaluation]:
+    def stage_batches(self, stage: str) -> Sequence[Batch]:
+        """The batches of one stage, oldest first."""
+        return self._batches_by_stage.get(stage, ())
+
+    def stage_evaluations(self, stage: str) -> Sequence[Evaluation]:
         """The evaluations recorded in one stage, oldest first."""
-        return [line for line in self.evaluations if line.stage == stage]
+        return self._evaluations_by_stage.get(stage, ())
+
+    @cached_property
+    def _batches_by_stage(self) -> dict[str, list[Batch]]:
+        return _by_stage(self.batches)
+
+    @cached_property
+    def _evaluations_by_stage(self) -> dict[str, list[Evaluation]]:
+        return _by_stage(self.evaluations)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -128,7 +146,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         from rewarm.report.shadow import shadow
 
         with shadow(str(folder)) as copy:
-            return replace(read_run(copy, last_batches=last_batches), place=str(folder))
+            return replace(read_run(copy, last_batches=last_batches), place=printable(str(folder)))
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f'{path}: no such folder')
@@ -137,49 +155,71 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
             f'{path}: not a run folder, it has none of {", ".join(RUN_FILES)}; '
             'give the folder that `run_folder` names in the YAML, for example runs/NAME',
         )
-    skipped: dict[str, int] = {}
-    config_text = read_text(path / 'config.yaml')
-    config = _config(path / 'config.yaml', config_text)
-    plan = _json(path / 'plan.json')
-    batches = _newest_batches(read_lines(path / 'metrics.jsonl', parse_batch, skipped, last_batches))
-    evaluations = _newest_evaluations(read_lines(path / 'evals.jsonl', parse_evaluation, skipped))
+    metrics, evals, happened = (Damage(name) for name in ('metrics.jsonl', 'evals.jsonl', 'events.jsonl'))
+    config, config_text = _read_config(path / 'config.yaml')
+    plan = _read(PlanFile, path / 'plan.json')
+    last_bytes = None if last_batches is None else last_batches * LINE_BYTES
+    batches = _newest_batches(read_lines(BATCHES, path / metrics.file, metrics, last_bytes=last_bytes))
+    evaluations = _newest_evaluations(read_lines(EVALUATIONS, path / evals.file, evals))
+    _refuse_too_many(((line.role, line.set) for line in evaluations), path / evals.file, 'evaluation sets')
     return Run(
         folder=path,
-        place=str(path),
-        name=str(config.get('run_name') or path.resolve().name),
+        place=printable(str(path)),
+        name=printable(config.run_name or path.resolve().name),
         config=config,
         config_text=config_text,
         plan=plan,
-        environment=_json(path / 'environment.json'),
-        stages=_stages(plan, config, batches, evaluations),
+        environment=_read(Environment, path / 'environment.json'),
+        stages=_stages(plan, config, batches, evaluations, path),
         batches=batches,
         evaluations=evaluations,
-        events=tuple(read_lines(path / 'events.jsonl', parse_event, skipped)),
-        skipped=skipped,
+        events=tuple(read_lines(EVENTS, path / happened.file, happened)),
+        damage=tuple(each for each in (metrics, evals, happened) if each.lines),
     )
 
 
-def _config(path: Path, text: str) -> dict[str, Any]:
-    try:
-        config = YAML(typ='safe', pure=True).load(text) if text else {}
-    except YAMLError as error:
-        raise UserError(f'{path}: not YAML: {error}') from None
-    if not isinstance(config, dict):
-        raise UserError(f'{path}: not a run file')
-    return config
-
-
-def _json(path: Path) -> dict[str, Any]:
-    text = read_text(path)
+def _read_config(path: Path) -> tuple[RunFile, str]:
+    """The run file as it was resolved, and its text."""
+    text = _read_text(path)
     if not text.strip():
-        return {}
+        return RunFile(), text
+    source = read_source(path)
+    if source.problems:
+        raise source.error(source.problems)
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON: {error}') from None
-    if not isinstance(value, dict):
-        raise UserError(f'{path}: not a JSON object')
-    return value
+        return RunFile.model_validate(source.data), text
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise DamagedFile(path, place='.'.join(map(str, first['loc'])), what=in_words(first)) from None
+
+
+def _read(kind: type[Format], path: Path) -> Format:
+    text = _read_text(path)
+    return parse_record(kind, text.encode(), path) if text.strip() else kind()
+
+
+def _read_text(path: Path) -> str:
+    """All of a file; empty if it is not there yet."""
+    try:
+        return read_bytes(path, largest_bytes=LARGEST_FILE_BYTES).decode()
+    except FileNotFoundError:
+        refuse_lost_link(path)
+        return ''
+    except UnicodeDecodeError as error:
+        raise DamagedFile(path, place=f'byte {error.start}', what='no valid UTF-8') from None
+
+
+def _by_stage(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.stage, []).append(line)
+    return found
+
+
+def _refuse_too_many(names: Iterable[object], path: Path, what: str) -> None:
+    count = len(set(names))
+    if count > MOST_NAMES:
+        raise DamagedFile(path, what=f'it names {count:,} {what}, more than {MOST_NAMES:,}')
 
 
 def _newest_batches(lines: list[Batch]) -> tuple[Batch, ...]:
@@ -198,33 +238,32 @@ def _newest_evaluations(lines: list[Evaluation]) -> tuple[Evaluation, ...]:
 
 
 def _stages(
-    plan: dict[str, Any],
-    config: dict[str, Any],
-    batches: Sequence[Batch],
-    evaluations: Sequence[Evaluation],
+    plan: PlanFile, config: RunFile, batches: Sequence[Batch], evaluations: Sequence[Evaluation], path: Path
 ) -> tuple[Stage, ...]:
     """The stages that have begun: in the plan's order, else in the order in which the files name them."""
-    planned = {str(stage.get('name')): stage for stage in plan.get('stages') or ()}
-    configured = {str(stage.get('name')): stage for stage in config.get('stages') or ()}
-    seen = dict.fromkeys([*(line.stage for line in batches), *(line.stage for line in evaluations)])
+    planned = {stage.name: stage for stage in plan.stages}
+    configured = {stage.name: stage for stage in config.stages}
+    trained, evaluated = _by_stage(batches), _by_stage(evaluations)
+    seen = {**trained, **evaluated}
+    _refuse_too_many(seen, path, 'stages')
     names = [name for name in planned if name in seen] + [name for name in seen if name not in planned]
     stages = []
     for index, name in enumerate(names):
-        here = [line for line in batches if line.stage == name]
-        positions = [*here, *(line for line in evaluations if line.stage == name)]
+        positions = [*trained.get(name, ()), *evaluated.get(name, ())]
         done = max(line.stage_tokens for line in positions)
-        stage = planned.get(name, {})
+        stage = planned.get(name) or PlannedStage(name=name)
+        written = configured.get(name)
         stages.append(
             Stage(
                 name=name,
                 index=index,
                 start_tokens=min(line.tokens - line.stage_tokens for line in positions),
-                planned_tokens=int(stage.get('tokens') or done),
+                planned_tokens=stage.tokens or done,
                 done_tokens=done,
-                batches=len(here),
-                schedule=dict(stage.get('schedule') or configured.get(name, {}).get('schedule') or {}),
-                streams=tuple(stage.get('streams') or ()),
-                optimizer_state=stage.get('optimizer_state') or configured.get(name, {}).get('optimizer_state'),
+                batches=len(trained.get(name, ())),
+                schedule=stage.schedule or (written and written.schedule) or Schedule(),
+                streams=tuple(stage.streams),
+                optimizer_state=stage.optimizer_state or (written and written.optimizer_state),
             ),
         )
     return tuple(stages)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
+from rewarm.terminal import printable
 
 __all__ = ['status_command', 'status_lines', 'to_json']
 
@@ -28,20 +29,22 @@ def status_command(folder: str, *, as_json: bool = False) -> None:
     """
     status = find_status(folder)
     if as_json:
-        print(json.dumps(to_json(status), indent=2))
+        print(json.dumps(to_json(status), indent=2, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     colour = {'running': 'green', 'finished': 'green', 'stopped': 'yellow'}.get(status.state, 'default')
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    why = f' ({_plain(status.reason)})' if status.state == 'stopped' else ''
-    console.print(f'[bold]{_plain(status.run.name)}[/bold] is [{colour}]{status.state}[/{colour}]{why}')
+    why = f' ({status.reason})' if status.state == 'stopped' else ''
+    said = [_cell(status.run.name, 'bold'), ' is ', _cell(status.state, colour), _cell(why)]
+    console.print(Text.assemble(*said))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style='dim')
     table.add_column()
     for key, value in status_lines(status).items():
-        table.add_row(key, _plain(value))
+        table.add_row(key, _cell(value))
     console.print(table)
 
 
@@ -68,6 +71,8 @@ def status_lines(status: Status) -> dict[str, str]:
             if speed
             else ''
         )
+    if status.run.damage:
+        lines['damaged'] = '; '.join(map(str, status.run.damage))
     lines['held by'] = _held_by(status)
     lines['last save'] = _last_save(status)
     if status.lag:
@@ -98,7 +103,7 @@ def to_json(status: Status) -> dict[str, Any]:
     saved = status.checkpoint
     return {
         'run_name': status.run.name,
-        'run_folder': status.place,
+        'run_folder': printable(status.place),
         'state': status.state,
         'stopped_because': status.reason if status.state == 'stopped' else None,
         'stage': last.stage if last else None,
@@ -127,6 +132,7 @@ def to_json(status: Status) -> dict[str, Any]:
         'lost_batches': sum(stop.lost_batches or 0 for stop in status.stops),
         'goodput': status.goodput,
         'eta_seconds': status.eta_seconds,
+        'damaged_lines': {each.file: each.lines for each in status.run.damage},
         'if_started_now': status.next_start,
     }
 
@@ -195,7 +201,8 @@ def _age(status: Status, when: datetime | None) -> float | None:
     return None if when is None else max(0.0, (status.now - when).total_seconds())
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
+def _cell(text: str, style: str = '') -> Any:
+    """Text from a file for the terminal: on one line, without markup, and nothing that a terminal obeys."""
+    from rich.text import Text
 
-    return escape(text)
+    return Text(printable(text).replace('\n', ' ').replace('\t', ' '), style=style)

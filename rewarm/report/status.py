@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rewarm.formats.files import read_bytes
+from rewarm.formats.records import LONGEST_SECONDS
 from rewarm.report.checkpoints import Saved, find_saved
 from rewarm.report.interruptions import Interruption, interruptions
 from rewarm.report.owner import Owner, find_claim, find_owner
@@ -21,6 +23,7 @@ __all__ = ['Lag', 'Status', 'find_status']
 
 RECENT_BATCHES = 100
 """Speed is the median of the last so many batches."""
+BATCH_SECONDS = rb'"seconds": ([0-9]{1,9}(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?)[,}]'
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Status:
         left = self.planned_tokens - (self.last.tokens if self.last else 0)
         if self.finished or left <= 0 or not self.tokens_per_second or not self.goodput:
             return None
-        return left / self.tokens_per_second / self.goodput
+        seconds = left / self.tokens_per_second / self.goodput
+        return seconds if seconds < LONGEST_SECONDS else None
 
 
 def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
@@ -140,13 +144,12 @@ def _find_status(folder: Path, place: str, now: datetime) -> Status:
     owner = find_claim(run.folder) if in_bucket else find_owner(run.folder)
     metrics = run.folder / 'metrics.jsonl'
     last = run.batches[-1] if run.batches else None
-    last_batch_at = (last.time or datetime.fromtimestamp(metrics.stat().st_mtime, UTC)) if last else None
+    last_batch_at = (last.time or _changed_at(metrics)) if last else None
     times = [event.time for event in run.events if event.time is not None]
     signs = times if last_batch_at is None else [*times, last_batch_at]
     last_sign_at = max(signs) if signs else None
     starts = [start for start in find_starts(run.events) if not start.idle]
-    stages = [stage for stage in run.plan.get('stages') or () if isinstance(stage, dict)]
-    planned = sum(int(stage.get('batches') or 0) for stage in stages)
+    planned = sum(stage.batches or 0 for stage in run.plan.stages)
     saved = find_saved(run.folder)
     whole = next((each for each in saved if each.problem is None and not each.set_aside), None)
     finished = whole is not None and 0 < planned <= whole.batch
@@ -156,7 +159,7 @@ def _find_status(folder: Path, place: str, now: datetime) -> Status:
         place=place,
         now=now,
         planned_batches=planned,
-        planned_tokens=sum(int(stage.get('tokens') or 0) for stage in stages),
+        planned_tokens=sum(stage.tokens or 0 for stage in run.plan.stages),
         last=last,
         tokens_per_second=statistics.median(speeds) if speeds else None,
         owner=owner,
@@ -206,7 +209,15 @@ def _saved_at(run: Run, saved: Saved | None) -> datetime | None:
     for event in reversed(run.events):
         if event.event == 'save' and _name(event) == saved.name and event.time is not None:
             return event.time
-    return datetime.fromtimestamp((run.folder / 'checkpoints' / saved.name).stat().st_mtime, UTC)
+    return _changed_at(run.folder / 'checkpoints' / saved.name)
+
+
+def _changed_at(path: Path) -> datetime | None:
+    """When a file was changed; ``None`` if it is gone, or its time is in no calendar."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError):
+        return None
 
 
 def _find_lag(events: Sequence[Event]) -> Lag | None:
@@ -239,13 +250,13 @@ def _goodput(starts: Sequence[Start], metrics: Path, until: datetime | None) -> 
     began = min((start.began for start in starts if start.began is not None), default=None)
     if began is None or until is None or not metrics.is_file():
         return None
-    text = metrics.read_bytes()
-    trained = sum(map(float, re.findall(rb'"seconds": ([0-9.e+-]+)', text)))
-    trained -= sum(map(float, re.findall(rb'"seconds": ([0-9.e+-]+)[^\n]*"skipped": true', text)))
+    text = read_bytes(metrics)
+    trained = sum(map(float, re.findall(BATCH_SECONDS, text)))
+    trained -= sum(map(float, re.findall(BATCH_SECONDS + rb'[^\n]*"skipped": true', text)))
     waited = sum(
         (after.began - before.last).total_seconds()
         for before, after in itertools.pairwise(starts)
         if before.end == 'finished' and before.last is not None and after.began is not None
     )
     wall = (until - began).total_seconds() - waited
-    return min(1.0, trained / wall) if wall > 0 else None
+    return max(0.0, min(1.0, trained / wall)) if wall > 0 else None

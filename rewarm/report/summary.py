@@ -189,7 +189,7 @@ def _constant_leads_first(arms: dict[str, Arm]) -> Finding:
         return Finding(claim, 'not seen', 're-warmed never passes it')
     if lead < TIE:
         return Finding(claim, 'not seen', 're-warmed leads from the start')
-    share = passed / rewarm.stage.planned_tokens
+    share = passed / max(1, rewarm.stage.planned_tokens)
     return Finding(claim, 'seen', f'by up to {lead:.2f}, passed at {share:.0%} of the stage')
 
 
@@ -229,7 +229,7 @@ def _same_data(arms: dict[str, Arm]) -> Finding:
     elif old.recovery_tokens is None:
         after = f'not recovered, ends {_signed(old.forgetting)}'
     else:
-        after = f'recovered after {old.recovery_tokens / arm.stage.planned_tokens:.0%} of the stage'
+        after = f'recovered after {old.recovery_tokens / max(1, arm.stage.planned_tokens):.0%} of the stage'
     return Finding(claim, _verdict(old.rise), f'{_signed(old.rise)}, {after}{_unfinished(arms, "same-data")}')
 
 

@@ -10,6 +10,7 @@ from rewarm.report.forgetting import Arm, SetOutcome, set_outcomes
 from rewarm.report.interruptions import interruptions, throughput
 from rewarm.report.run_folder import Run, Stage
 from rewarm.report.timeline import KINDS, find_timeline
+from rewarm.terminal import printable
 
 __all__ = [
     'arms_table',
@@ -23,12 +24,13 @@ __all__ = [
 ]
 
 DASH = '–'
+LONG = 1e9
 Row = Sequence[str]
 
 
 def escape(text: object) -> str:
     """Text for HTML, in content and in quoted attributes."""
-    return html.escape(str(text), quote=True)
+    return html.escape(printable(str(text)), quote=True)
 
 
 def stage_outcomes_table(run: Run, number: int) -> str:
@@ -74,9 +76,9 @@ def stages_table(run: Run, number: int) -> str:
     """What each stage was: budget, curve, data, optimizer state."""
     rows = []
     for stage in run.stages:
-        last = next((line for line in reversed(run.batches) if line.stage == stage.name), None)
-        samples = dict(last.samples) if last else {}
-        shares = {str(stream.get('name')): str(stream.get('share', '')) for stream in stage.streams}
+        batches = run.stage_batches(stage.name)
+        samples = batches[-1].samples if batches else {}
+        shares = {stream.name: stream.share for stream in stage.streams}
         streams = [
             f'{name} {_share(shares.get(name, ""))}'.strip()
             + (f' ({samples[name]:,} samples)' if name in samples else '')
@@ -139,19 +141,16 @@ def time_table(run: Run, number: int) -> str:
 
 def facts(run: Run) -> str:
     """What ran where and how fast, as a list of definitions."""
-    model = run.config.get('model')
-    model = model if isinstance(model, dict) else {}
-    speed = throughput(run)
-    versions = run.environment.get('versions')
-    scalars = {k: v for k, v in run.environment.items() if isinstance(v, str | int | float) and str(v)}
+    model, environment, speed = run.config.model, run.environment, throughput(run)
+    machine = {k: v for k, v in environment.model_dump(exclude={'versions'}).items() if v not in (None, '')}
     evaluated = {(line.set, line.tokens_evaluated) for line in run.evaluations if line.tokens_evaluated}
     entries = [
         ('Run folder', run.place),
-        ('Model', ', '.join(str(model[key]) for key in ('name', 'init_from') if key in model)),
-        ('Tokenizer', run.config.get('tokenizer')),
-        ('Seed', run.config.get('seed')),
-        ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items()) if isinstance(versions, dict) else ''),
-        ('Machine', ', '.join(f'{key.replace("_", " ")} {value}' for key, value in scalars.items())),
+        ('Model', ', '.join(filter(None, (model.name, model.init_from))) if model else ''),
+        ('Tokenizer', run.config.tokenizer),
+        ('Seed', run.config.seed),
+        ('Versions', ', '.join(f'{k} {v}' for k, v in environment.versions.items())),
+        ('Machine', ', '.join(f'{key.replace("_", " ")} {value}' for key, value in machine.items())),
         ('Evaluated', ', '.join(f'{name}: {count:,} tokens each time' for name, count in sorted(evaluated))),
         ('Throughput', f'{speed.tokens_per_second:,.0f} tokens/s (median batch)' if speed.tokens_per_second else ''),
         (
@@ -159,7 +158,7 @@ def facts(run: Run) -> str:
             f'{speed.saves} checkpoints, {_duration(speed.stall_seconds)} standing still' if speed.saves else '',
         ),
         ('Lost to interruptions', _lost(run)),
-        ('Unreadable lines skipped', ', '.join(f'{count} in {name}' for name, count in run.skipped.items())),
+        ('Damaged lines left out', '; '.join(map(str, run.damage))),
     ]
     items = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in entries if v not in ('', None))
     return f'<dl class="facts">{items}</dl>'
@@ -186,8 +185,8 @@ def _outcome_row(entry: SetOutcome) -> Row:
         _signed(measured.forgetting) if old else '',
         _recovery(entry) if old else '',
         '' if old else _signed(measured.adaptation),
-        DASH if entry.last.perplexity is None else f'{entry.last.perplexity:,.2f}',
-        DASH if entry.last.bits_per_byte is None else f'{entry.last.bits_per_byte:.3f}',
+        _plain(entry.last.perplexity, ',.2f'),
+        _plain(entry.last.bits_per_byte, '.3f'),
     )
 
 
@@ -200,7 +199,7 @@ def _recovery(entry: SetOutcome) -> str:
     if measured.recovery_tokens is not None:
         return f'after {tokens_text(measured.recovery_tokens)}'
     share = measured.recovered_share
-    return DASH if share is None or math.isnan(share) else f'{_percent(share)} of rise'
+    return DASH if share is None or not math.isfinite(share) else f'{_percent(share)} of rise'
 
 
 def _lost(run: Run) -> str:
@@ -215,19 +214,18 @@ def _lost(run: Run) -> str:
 
 def _schedule(stage: Stage) -> str:
     values = stage.schedule
-    text = str(values.get('name', DASH))
-    rates = [f'{values[key]:.3g}' for key in ('lr', 'min_lr') if isinstance(values.get(key), int | float)]
+    text = values.name or DASH
+    rates = [f'{rate:.3g}' for rate in (values.lr, values.min_lr) if isinstance(rate, float)]
     if rates:
         text += f', {" to ".join(rates)}'
-    warmup = values.get('warmup_tokens')
-    return text + (f', warm-up {tokens_text(warmup)} tokens' if isinstance(warmup, int) and warmup else '')
+    return text + (f', warm-up {tokens_text(values.warmup_tokens)} tokens' if values.warmup_tokens else '')
 
 
 def _share(share: str) -> str:
     top, _, bottom = share.partition('/')
     try:
         return f'{100 * int(top) / int(bottom or 1):.4g} %'
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         return share
 
 
@@ -235,12 +233,19 @@ def _percent(share: float) -> str:
     return f'{100 * share:.0f} %'
 
 
+def _plain(value: float | None, form: str) -> str:
+    """A number as it is usual; with an exponent where that would be a row of digits that nobody reads."""
+    if value is None:
+        return DASH
+    return f'{value:{form}}' if abs(value) < LONG or math.isnan(value) else f'{value:.3g}'
+
+
 def _loss(value: float | None) -> str:
-    return DASH if value is None else f'{value:.3f}'
+    return _plain(value, '.3f')
 
 
 def _signed(value: float | None) -> str:
-    return DASH if value is None else f'{value:+.3f}'.replace('-', '−')
+    return _plain(value, '+.3f').replace('-', '−')
 
 
 def _duration(seconds: float) -> str:
@@ -248,7 +253,7 @@ def _duration(seconds: float) -> str:
         return f'{seconds:.1f} s'
     if seconds < 3600:
         return f'{seconds / 60:.1f} min'
-    return f'{seconds / 3600:.1f} h'
+    return f'{_plain(seconds / 3600, ".1f")} h'
 
 
 def _table(

@@ -8,12 +8,14 @@ count times the median time of a batch.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from rewarm.formats.records import LONGEST_SECONDS
 from rewarm.report.run_folder import Batch, Run
 from rewarm.report.starts import Start, find_starts, stall_seconds
 
@@ -86,12 +88,13 @@ def find_timeline(run: Run) -> Timeline:
     numbers = [line.batch for line in run.batches]
     total = dict.fromkeys(KINDS, 0.0)
     lives: list[Life] = []
+    lowest_after = [*itertools.accumulate((start.from_batch for start in reversed(starts[1:])), min)][::-1]
     for index, start in enumerate(starts):
-        after = starts[index + 1 :]
-        until = min((each.from_batch for each in after), default=math.inf)
+        after = starts[index + 1 : index + 2]
+        until = lowest_after[index] if after else math.inf
         kept = run.batches[bisect.bisect_right(numbers, start.from_batch) : bisect.bisect_right(numbers, until)]
         lost = _lost(start, after[0], len(kept)) if after else 0
-        life = _life(start, kept, lost, median, after=lives[-1] if lives else None, limit=after[:1])
+        life = _life(start, kept, lost, median, after=lives[-1] if lives else None, limit=after)
         if lives:
             gap = 'waiting' if lives[-1].start.end == 'finished' else 'stopped'
             total[gap] += (life.began - lives[-1].ended).total_seconds()
@@ -122,17 +125,17 @@ def _life(
         began = after.ended if start.same_process else max(began, after.ended)
     running = max(began, start.last or began)
     if kept and kept[0].time is not None:
-        running = max(began, kept[0].time - timedelta(seconds=_finite(kept[0].seconds)))
+        running = max(began, kept[0].time - _duration(kept[0].seconds))
     elif start.training is not None and start.training.time is not None:
         first = _finite(kept[0].seconds) if kept and start.training.event == 'first_batch' else 0.0
-        running = max(began, start.training.time - timedelta(seconds=first))
+        running = max(began, start.training.time - _duration(first))
     last_kept = kept[-1].time if kept else None
     ended = max(running, start.last or running, last_kept or running)
     if start.ending is None and limit:  # killed without a word, after batches that were lost with it
-        alone = running + timedelta(seconds=wanted['training'])
+        alone = running + _duration(wanted['training'])
         until = kept[-1].batch if kept and last_kept else -1
         stalls = sum(stall_seconds(save) for save in start.events_named('save') if (save.batch or 0) >= until)
-        ended = max(ended, (last_kept or alone) + timedelta(seconds=stalls + lost * median))
+        ended = max(ended, (last_kept or alone) + _duration(stalls + lost * median))
     if limit and limit[0].began is not None:
         ended = max(running, min(ended, limit[0].began))
     seconds = {'starting': (running - began).total_seconds()}
@@ -141,6 +144,11 @@ def _life(
         seconds[kind] = min(value, left)
         left -= seconds[kind]
     return Life(start, began, running, ended, {**seconds, 'other': left}, kept, lost)
+
+
+def _duration(seconds: float) -> timedelta:
+    """A time that can be added to any of a run's: sums and estimates over damaged records may be of any size."""
+    return timedelta(seconds=min(_finite(seconds), LONGEST_SECONDS))
 
 
 def _finite(seconds: float) -> float:

@@ -29,7 +29,7 @@ LANES: dict[str, tuple[tuple[str, ...], str, str]] = {
     'failed saves, uploads': (('save_skipped', 'upload_failed'), 'x', '--old'),
     'told to go': (('notice', 'signal', 'preempted'), 'triangle-down', '--other-2'),
     'lost a rank, hung': (('rank_lost', 'hang'), 'x', '--old'),
-    'damaged, set aside': (('fallback', 'shard_refetched'), 'x-open', '--old'),
+    'damaged, set aside': (('fallback', 'shard_refetched', 'records_damaged'), 'x-open', '--old'),
     'spikes, rollbacks': (('spike', 'skip', 'rollback'), 'diamond', '--other-3'),
 }
 """Rows of marks: the events in each, the mark, its colour."""
@@ -199,7 +199,8 @@ def _words(event: Event) -> str:
         'rank',
         'host',
     )
-    said = [f'{key.replace("_", " ")} {event.fields[key]}' for key in shown if event.fields.get(key) is not None]
+    fields = dict(event.fields)
+    said = [f'{key.replace("_", " ")} {fields[key]}' for key in shown if fields.get(key) is not None]
     at = '' if event.batch is None else f' at batch {event.batch:,}'
     return escape_label(f'{event.event.replace("_", " ")}{at}') + ''.join(f'<br>{escape_label(part)}' for part in said)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from rewarm.formats.records import BATCHES, EVENTS
 from rewarm.report.records import JsonLines
 from rewarm.resume.checkpoint import checkpoint_name, problems, write
 from rewarm.resume.mirror import Mirror
@@ -29,10 +30,12 @@ class Run:
 
     def train(self, batch: int, *, values: int = 5, seed: int = 0) -> str:
         """Writes the records up to a batch and its checkpoint, as training does; returns the checkpoint's name."""
-        metrics = JsonLines(self.folder / 'metrics.jsonl')
+        metrics = JsonLines(self.folder / 'metrics.jsonl', BATCHES)
         done = len(metrics.read())
-        metrics.append({'batch': number, 'loss': 1 / number} for number in range(done + 1, batch + 1))
-        JsonLines(self.folder / 'events.jsonl').append([{'time': f'2026-01-01T00:00:{batch:02d}', 'event': 'save'}])
+        metrics.append(metrics_line(number) for number in range(done + 1, batch + 1))
+        JsonLines(self.folder / 'events.jsonl', EVENTS).append(
+            [{'time': f'2026-01-01T00:00:{batch:02d}', 'event': 'save'}]
+        )
         generator = torch.Generator().manual_seed(batch + 1000 * seed)
         tensors = {'a': torch.rand(values, generator=generator), 'b': torch.arange(3.0)}
         moments = {'b.exp_avg': torch.rand(3, generator=generator)}
@@ -42,6 +45,10 @@ class Run:
         name = self.train(batch, **options)
         self.mirror.publish(name, keep=keep, stage_ends=set(stage_ends))
         return name
+
+
+def metrics_line(batch: int) -> dict:
+    return {'stage': 's', 'batch': batch, 'tokens': batch, 'stage_tokens': batch, 'lr': 0.1, 'loss': 1 / batch}
 
 
 def files(folder: Path) -> dict[str, bytes]:

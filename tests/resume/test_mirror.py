@@ -11,10 +11,11 @@ import pytest
 from rewarm.buckets import s3
 from rewarm.buckets.errors import Unreachable
 from rewarm.config.errors import UserError
+from rewarm.formats.records import BATCHES, EVENTS
 from rewarm.report.records import JsonLines
 from rewarm.resume.mirror import Fetched, local_folder
 from tests.buckets.servers import BUCKET, S3Server, free_port, wait_for
-from tests.resume.mirrored import URL, Run, files, is_whole, name
+from tests.resume.mirrored import URL, Run, files, is_whole, metrics_line, name
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -107,15 +108,15 @@ def test_the_newer_of_disk_and_bucket_is_taken_and_records_come_from_where_it_is
     first.publish(4)
     assert first.mirror.flush(30)
     second.train(local)
-    JsonLines(second.folder / 'metrics.jsonl').append([{'batch': local + 1, 'loss': 9}])  # trained and not saved
+    JsonLines(second.folder / 'metrics.jsonl', BATCHES).append([metrics_line(local + 1)])  # trained and not saved
     found = second.mirror.fetch()
     if local < 4:
         assert found == Fetched(name(4), 'bucket')
         assert (second.folder / 'metrics.jsonl').read_bytes() == (first.folder / 'metrics.jsonl').read_bytes()
     else:
         assert found == Fetched(name(local), 'disk')
-        assert len(JsonLines(second.folder / 'metrics.jsonl').read()) == local + 1
-    assert {record['batch'] for record in JsonLines(second.folder / 'metrics.jsonl').read()} >= set(range(1, 5))
+        assert len(JsonLines(second.folder / 'metrics.jsonl', BATCHES).read()) == local + 1
+    assert {line.batch for line in JsonLines(second.folder / 'metrics.jsonl', BATCHES).read()} >= set(range(1, 5))
 
 
 def test_events_of_both_machines_are_kept_in_the_order_of_their_times(server, machine):
@@ -123,14 +124,14 @@ def test_events_of_both_machines_are_kept_in_the_order_of_their_times(server, ma
     first.publish(2)
     assert first.mirror.flush(30)
     second.mirror.fetch()
-    JsonLines(second.folder / 'events.jsonl').append([{'time': '2026-01-01T00:00:05', 'event': 'preempted'}])
+    JsonLines(second.folder / 'events.jsonl', EVENTS).append([{'time': '2026-01-01T00:00:05', 'event': 'preempted'}])
     first.publish(4)
     first.publish(6)
     assert first.mirror.flush(30)
     for _ in range(2):
         second.mirror.fetch()
-        seconds = [record['time'][-2:] for record in JsonLines(second.folder / 'events.jsonl').read()]
-        assert seconds == ['02', '04', '05', '06']
+        seconds = [each.time.second for each in JsonLines(second.folder / 'events.jsonl', EVENTS).read()]
+        assert seconds == [2, 4, 5, 6]
 
 
 def test_a_node_gets_exactly_the_checkpoint_that_the_first_one_has(server, machine):

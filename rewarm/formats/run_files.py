@@ -1,0 +1,88 @@
+"""What a start writes into a run folder besides the records, as far as it is read again: for the page and the status."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rewarm.formats.records import LARGEST_NUMBER, Count, Text
+from rewarm.formats.strict_json import Record
+
+__all__ = ['Environment', 'Model', 'PlanFile', 'PlannedStage', 'PlannedStream', 'RunFile', 'RunStage', 'Schedule']
+
+Rate = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
+
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+
+class Schedule(Record):
+    """A curve of learning rates, as it is shown."""
+
+    name: Text | None = None
+    lr: Rate | Text | None = None
+    """``current`` in a run file: the rate that the stage before ended with."""
+    min_lr: Rate | Text | None = None
+    warmup_tokens: Count | None = None
+
+
+class PlannedStream(Record):
+    """A stream of a stage's data."""
+
+    name: Text
+    share: Text = ''
+    """A fraction, such as ``3/4``."""
+
+
+class PlannedStage(Record):
+    """A stage as it was planned; old plans may lack all but its name."""
+
+    name: Text
+    tokens: Count | None = None
+    batches: Count | None = None
+    schedule: Schedule | None = None
+    streams: list[PlannedStream] = Field(default_factory=list[PlannedStream])
+    optimizer_state: Text | None = None
+
+
+class PlanFile(Record):
+    """``plan.json``."""
+
+    stages: list[PlannedStage] = Field(default_factory=list[PlannedStage])
+
+
+class Environment(Record):
+    """``environment.json``: where the newest start ran."""
+
+    versions: dict[Text, Text | None] = Field(default_factory=dict[str, str | None])
+    """Of packages, by name."""
+    python: Text | None = None
+    host: Text | None = None
+    device: Text | None = None
+    device_kind: Text | None = None
+    world_size: Count | None = None
+    threads: Count | None = None
+
+
+class Model(Record):
+    """The model of a run file."""
+
+    name: Text | None = None
+    init_from: Text | None = None
+
+
+class RunStage(Record):
+    """A stage of a run file."""
+
+    name: Text
+    schedule: Schedule | None = None
+    optimizer_state: Text | None = None
+
+
+class RunFile(Record):
+    """``config.yaml``."""
+
+    run_name: Text | None = None
+    tokenizer: Text | None = None
+    seed: Seed | None = None
+    model: Model | None = None
+    stages: list[RunStage] = Field(default_factory=list[RunStage])

@@ -27,7 +27,8 @@ from rewarm.data.shards import SHARD_BYTES, Packer, ShardFormat
 from rewarm.data.sources import find_sources
 from rewarm.data.staging import Staging, default_staging
 from rewarm.data.tokens import EncoderName, ParityError, find_tokenizer, read_tokenizer
-from rewarm.formats.card import REJECTS_NAME, DatasetCard, tokenizer_hash
+from rewarm.formats.card import REJECTS_NAME, DatasetCard
+from rewarm.formats.tokenizer import tokenizer_hash
 
 
 @dataclass(frozen=True)

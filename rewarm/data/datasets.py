@@ -21,9 +21,10 @@ from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.data.shard_files import files_there, make_readers, remove_half_fetched
 from rewarm.data.tokens import find_tokenizer
-from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card, tokenizer_hash
+from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card
 from rewarm.formats.files import open_regular, private_folder
 from rewarm.formats.shards import INDEX_NAME, Index, Shard, problem_of, read_index
+from rewarm.formats.tokenizer import tokenizer_hash
 
 __all__ = ['Dataset', 'open_datasets']
 

@@ -1,16 +1,13 @@
 """The dataset card: what a folder of shards says about itself, and the hash that ties it to a tokenizer."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rewarm.config.errors import DamagedFile, UserError
-from rewarm.formats.strict_json import Record, read_file, read_json
+from rewarm.formats.strict_json import Record, read_file
 
-__all__ = ['CARD_NAME', 'REJECTS_NAME', 'CardSource', 'DatasetCard', 'count_problems', 'read_card', 'tokenizer_hash']
+__all__ = ['CARD_NAME', 'REJECTS_NAME', 'CardSource', 'DatasetCard', 'count_problems', 'read_card']
 
 CARD_NAME = 'dataset_card.json'
 """File name of the card, beside ``index.json``."""
@@ -114,25 +111,3 @@ def count_problems(card: DatasetCard, samples: int) -> list[str]:
             f'{card.samples} * {card.seq_len} + 1 + {card.tokens_dropped}'
         )
     return problems
-
-
-def tokenizer_hash(path: str | Path) -> str:
-    """Hashes a tokenizer by what it says, not by how its file is laid out.
-
-    Args:
-        path (str | Path): A ``tokenizer.json``.
-
-    Returns:
-        str: ``sha256:`` and 64 hex digits, of the file's JSON with sorted keys and no spaces.
-
-    Raises:
-        UserError: If the file is not there or is not JSON.
-    """
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f'{path}: not a readable tokenizer.json (there is no such file)') from None
-    except DamagedFile as error:
-        raise UserError(f'{path}: not a readable tokenizer.json ({error.what})') from None
-    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
-    return f'sha256:{hashlib.sha256(canonical.encode()).hexdigest()}'

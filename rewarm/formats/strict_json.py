@@ -27,6 +27,8 @@ DEEPEST = 100
 
 _INFINITE = math.inf
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
+_NUMBERS = ('int_type', 'float_type', 'bool_type')  # pydantic's names for a value that is none of these
+
 _HALF_OF_A_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
 
 
@@ -121,7 +123,8 @@ def in_words(problem: Any) -> str:
     message = str(problem['msg']).removeprefix('Value error, ').removeprefix('Input ')
     if problem['type'] == 'value_error':  # in words of our own, which say what is there
         return message
-    return f'{message}, not {problem["input"]!r:.60}'
+    text = ' (a text)' if isinstance(problem['input'], str) and problem['type'] in _NUMBERS else ''
+    return f'{message}, not {problem["input"]!r:.60}{text}'
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from rewarm.data import mixed_dataset
 from rewarm.data.mixed_dataset import _WorkerOrder
 from rewarm.data.order import Mix, MixStream
 from rewarm.data.stream import IGNORED, build_eval_loader, build_train_loader, release
-from rewarm.formats.card import tokenizer_hash
+from rewarm.formats.tokenizer import tokenizer_hash
 from tests.buckets.servers import S3Server
 
 SEQ = 16

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rewarm.config.errors import UserError
-from rewarm.formats.card import DatasetCard, read_card, tokenizer_hash
+from rewarm.formats.card import DatasetCard, read_card
 
 CARD = {
     'version': 1,
@@ -47,15 +47,3 @@ def test_a_broken_card_is_an_error_of_the_user(tmp_path: Path, text: str):
     (tmp_path / 'dataset_card.json').write_text(text)
     with pytest.raises(UserError, match=r'dataset_card\.json: damaged'):
         read_card(tmp_path)
-
-
-def test_the_hash_of_a_tokenizer_is_of_its_content(tmp_path: Path):
-    first, second = tmp_path / 'a.json', tmp_path / 'b.json'
-    first.write_text(json.dumps({'a': 1, 'b': 'é'}))
-    second.write_text(json.dumps({'b': 'é', 'a': 1}, indent=2, ensure_ascii=False))
-    assert tokenizer_hash(first) == tokenizer_hash(second)
-    assert tokenizer_hash(first).startswith('sha256:')
-    second.write_text(json.dumps({'b': 'e', 'a': 1}))
-    assert tokenizer_hash(first) != tokenizer_hash(second)
-    with pytest.raises(UserError, match=r'not a readable tokenizer\.json'):
-        tokenizer_hash(tmp_path / 'none.json')

@@ -4,6 +4,7 @@ import collections
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -12,6 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from rewarm.config.errors import UserError
+
+PATIENCE_SECONDS = 600.0
+"""For one item; a piece of 4 MiB takes the slowest tokenizers half a minute."""
 
 
 class Workers:
@@ -42,10 +46,11 @@ class Workers:
         """Yields (item, result) in the order of the items; at most two items a worker are under way.
 
         Raises:
-            UserError: If the function raised one.
-            RuntimeError: If it raised anything else, or a worker died.
+            UserError: If the function raised one, or a worker died or did not end.
+            RuntimeError: If it raised anything else.
         """
         source, idle, busy = iter(items), collections.deque(self._pipes), {}
+        begun: dict[Connection, float] = {}
         order: collections.deque[list[Any]] = collections.deque()  # [item, result, whether it is there]
         exhausted = False
         while True:
@@ -56,8 +61,9 @@ class Workers:
                     exhausted = True
                     break
                 pipe = idle.popleft()
-                self._talk(pipe.send, entry[0])
+                self._talk(pipe, pipe.send, entry[0])
                 busy[pipe] = entry
+                begun[pipe] = time.monotonic()
                 order.append(entry)
             while order and order[0][2]:
                 item, result, _ = order.popleft()
@@ -66,9 +72,16 @@ class Workers:
                 if exhausted and not order:
                     return
                 continue
-            for ready in wait(list(busy)):
+            patience = PATIENCE_SECONDS - (time.monotonic() - min(begun[pipe] for pipe in busy))
+            answers = wait(list(busy), max(0.0, patience))
+            if not answers:
+                raise UserError(
+                    f'a worker has not ended a piece of the work in {PATIENCE_SECONDS:.0f} s: a pattern of the tokenizer '
+                    '(its `normalizer` or `pre_tokenizer`) takes time without end on this text, or the machine stands still'
+                )
+            for ready in answers:
                 entry = busy.pop(ready)
-                kind, value = self._talk(ready.recv)  # type: ignore[union-attr]
+                kind, value = self._talk(ready, ready.recv)  # type: ignore[union-attr, arg-type]
                 if kind == 'user':
                     raise value
                 if kind == 'bug':
@@ -76,12 +89,18 @@ class Workers:
                 entry[1:] = [value, True]
                 idle.append(ready)  # type: ignore[arg-type]
 
-    def _talk(self, call: Callable[..., Any], *args: Any) -> Any:
+    def _talk(self, pipe: Connection, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return call(*args)
-        except (EOFError, ConnectionError) as error:
-            codes = [process.exitcode for process in self._processes if process.exitcode is not None]
-            raise RuntimeError(f'a worker died (exit codes {codes}; -9 is mostly the system out of memory)') from error
+        except (EOFError, ConnectionError):
+            process = self._processes[self._pipes.index(pipe)]
+            process.join(5)  # its pipe closes a moment before it is gone
+            code = process.exitcode
+            how = f'signal {signal.Signals(-code).name}' if code is not None and code < 0 else f'exit code {code}'
+            raise UserError(
+                f'a worker died ({how}). SIGKILL is mostly the system out of memory: take fewer --workers; SIGABRT and '
+                'SIGSEGV are mostly a tokenizer that its library cannot run: --encoder tokenizers, or another tokenizer'
+            ) from None
 
     def __enter__(self) -> 'Workers':
         return self

@@ -4,8 +4,10 @@
 A document goes through it only if no difference is possible (see `unsafe_code_points`); every conversion checks a sample as well.
 """
 
+import contextlib
 import functools
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
 from rewarm.data.reading import SAFE_CUT
+from rewarm.formats.tokenizer import read_eos_token, read_tokenizer_file
 
 EncoderName = Literal['auto', 'gigatoken', 'tokenizers']
 
@@ -37,11 +40,11 @@ def find_tokenizer(name: str) -> Path:
     Raises:
         UserError: If there is none.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
-    if path.is_dir():
-        if (path / 'tokenizer.json').is_file():
+    if os.path.isdir(path):
+        if os.path.isfile(path / 'tokenizer.json'):
             return path / 'tokenizer.json'
         raise UserError(f'{name}: the folder holds no tokenizer.json')
     if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
@@ -96,37 +99,51 @@ def read_tokenizer(path: Path, *, eod: str | None = None, encoder: EncoderName =
     """
     import tokenizers
 
-    try:
+    file = read_tokenizer_file(path)
+    with _in_words(f'{path}: not a tokenizer that `tokenizers` can read'):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f'{path}: not a tokenizer that `tokenizers` can read ({error})') from None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if vocabulary != file.ids:  # the library counts on from the vocabulary, whatever the file says
+        token = min(vocabulary.items() ^ file.ids.items())[0]
+        raise DamagedFile(
+            path,
+            place=f'the token {token!r:.60}',
+            what=f'has the id {file.ids.get(token)}, and `tokenizers` gives it {vocabulary.get(token)}',
+        )
     eod = eod if eod is not None else _default_eod(path, vocabulary)
     if eod not in vocabulary:
-        raise UserError(f'{path}: has no token {eod!r}; name the one that ends a document with --eod')
-    chosen, why = _choose_encoder(path, encoder)
-    return TokenizerFacts(str(path), max(vocabulary.values()) + 1, eod, vocabulary[eod], chosen, why)
+        raise UserError(f'{path}: has no token {eod!r:.60}; name the one that ends a document with --eod')
+    chosen, why = _choose_encoder(file.content, encoder)
+    return TokenizerFacts(str(path), file.num_ids, eod, vocabulary[eod], chosen, why)
+
+
+@contextlib.contextmanager
+def _in_words(problem: str) -> Iterator[None]:
+    """Says what fails in an encoder: `tokenizers` raises plain Exception, and where its Rust gives up a BaseException."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+            raise
+        raise UserError(f'{problem} ({str(error).partition(chr(10))[0]:.200})') from None
 
 
 def _default_eod(path: Path, vocabulary: dict[str, int]) -> str:
-    beside = path.with_name('tokenizer_config.json')
-    if beside.is_file():
-        named = json.loads(beside.read_text(encoding='utf-8')).get('eos_token')
-        named = named.get('content') if isinstance(named, dict) else named
-        if isinstance(named, str) and named in vocabulary:
-            return named
+    named = read_eos_token(path.with_name('tokenizer_config.json'))
+    if named is not None and named in vocabulary:
+        return named
     if '<|endoftext|>' in vocabulary:
         return '<|endoftext|>'
     raise UserError(f'{path}: it is not said which token ends a document; name it with --eod, such as --eod "</s>"')
 
 
-def _choose_encoder(path: Path, asked: EncoderName) -> tuple[Literal['gigatoken', 'tokenizers'], str]:
+def _choose_encoder(content: dict[str, Any], asked: EncoderName) -> tuple[Literal['gigatoken', 'tokenizers'], str]:
     from importlib.metadata import PackageNotFoundError, version
 
     slow = f'tokenizers {version("tokenizers")}'
     if asked == 'tokenizers':
         return 'tokenizers', f'{slow}, as asked for'
-    obstacle = _gigatoken_obstacle(json.loads(path.read_text(encoding='utf-8')))
+    obstacle = _gigatoken_obstacle(content)
     try:
         fast = f'gigatoken {version("gigatoken")}'
     except PackageNotFoundError:
@@ -203,12 +220,13 @@ class Encoder:
         import tokenizers
 
         self.facts = facts
-        config = json.loads(Path(facts.path).read_text(encoding='utf-8'))
+        config = read_tokenizer_file(facts.path).content
         added = config.get('added_tokens') or []
         for token in added:
             # Whatever ends a document must not be matched inside one, and only special tokens can be told not to.
-            token['special'] = token['special'] or token['content'] == facts.eod
-        self._exact = tokenizers.Tokenizer.from_str(json.dumps(config))
+            token['special'] = token.get('special') or token['content'] == facts.eod
+        with _in_words(f'{facts.path}: not a tokenizer that `tokenizers` can read'):
+            self._exact = tokenizers.Tokenizer.from_str(json.dumps(config))
         self._exact.encode_special_tokens = True  # a literal <|endoftext|> is text
         self._exact.no_truncation()
         self._exact.no_padding()
@@ -217,7 +235,8 @@ class Encoder:
         if facts.encoder == 'gigatoken':
             import gigatoken
 
-            self._fast = gigatoken.Tokenizer.from_json(json.dumps(config))
+            with _in_words(f'{facts.path}: gigatoken cannot read it; convert with --encoder tokenizers'):
+                self._fast = gigatoken.Tokenizer.from_json(json.dumps(config))
         # gigatoken always matches added tokens; runs of spaces are the same to both.
         literal = [re.escape(token['content']) for token in added if not token['content'].isspace()]
         self._literal = re.compile('|'.join(literal) or r'(?!)')
@@ -265,7 +284,8 @@ class Encoder:
         return self._fast.encode(text)
 
     def _encode_exactly(self, text: str) -> NDArray[np.uint32]:
-        return np.array(self._exact.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint32)
+        with _in_words(f'{self.facts.path}: `tokenizers` fails on the text that begins {text[:60]!r}'):
+            return np.array(self._exact.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint32)
 
     def _segments(self, text: str) -> Iterator[str]:
         """Cuts a very long document where that changes no token: encoding needs a hundred bytes a token or more."""

@@ -19,6 +19,7 @@ import zstandard
 from rewarm.buckets import s3
 from rewarm.config.errors import UserError
 from rewarm.data import convert as convert_module
+from rewarm.data import pool
 from rewarm.data.convert import convert
 from rewarm.data.pool import Workers
 from rewarm.data.verify import verify_dataset
@@ -373,6 +374,10 @@ def _make_square():
     def square(x):
         if x == 'die':
             os._exit(9)
+        if x == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 'hang':
+            time.sleep(60)
         if x == 'bug':
             raise ZeroDivisionError
         if x == 'user':
@@ -391,7 +396,8 @@ def test_results_come_in_the_order_of_the_items():
 @pytest.mark.parametrize(
     ('item', 'error', 'message'),
     [
-        ('die', RuntimeError, 'a worker died'),
+        ('die', UserError, r'a worker died \(exit code 9\)'),
+        ('kill', UserError, r'a worker died \(signal SIGKILL\)'),
         ('bug', RuntimeError, 'ZeroDivisionError'),
         ('user', UserError, 'the user'),
     ],
@@ -399,6 +405,17 @@ def test_results_come_in_the_order_of_the_items():
 def test_what_goes_wrong_in_a_worker_is_raised_here(item, error, message):
     with pytest.raises(error, match=message), Workers(2, _make_square, ()) as pool:
         list(pool.map([1, 2, item, 4, 5]))
+
+
+def test_a_worker_that_does_not_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(pool, 'PATIENCE_SECONDS', 2.0)
+    began = time.monotonic()
+    with (
+        pytest.raises(UserError, match='not ended a piece of the work in 2 s'),
+        Workers(2, _make_square, ()) as workers,
+    ):
+        list(workers.map([1, 'hang', 3, 4, 5]))
+    assert time.monotonic() - began < 20
 
 
 def test_converting_imports_no_torch():

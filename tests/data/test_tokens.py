@@ -223,3 +223,31 @@ def test_thousands_of_real_records_and_pythias_tokenizer_give_the_same_tokens(re
             assert np.array_equal(fast.encode(text), slow.encode(text)), text[:80]
             count += 1
     assert count > 7000
+
+
+# --- tokenizers that somebody else made
+
+
+def test_ids_that_tokenizers_gives_otherwise_than_the_file_are_refused(tokenizer_path, tmp_path):
+    added = json.loads(tokenizer_path.read_text())['added_tokens']
+    far = {**added[0], 'id': 100_000, 'content': '<far>'}
+    with pytest.raises(UserError, match="the token '<far>': has the id 100000, and `tokenizers` gives it"):
+        read_tokenizer(edited(tokenizer_path, tmp_path, added_tokens=[*added, far]))
+
+
+@pytest.mark.parametrize('part', ['normalizer', 'pre_tokenizer'])
+def test_a_pattern_without_end_is_given_up_in_words(tokenizer_path, tmp_path, part):
+    pattern = {'Regex': '(a+)+$'}
+    changes = {
+        'normalizer': {'type': 'Replace', 'pattern': pattern, 'content': ''},
+        'pre_tokenizer': {'type': 'Split', 'pattern': pattern, 'behavior': 'Isolated', 'invert': False},
+    }
+    encoder = Encoder(read_tokenizer(edited(tokenizer_path, tmp_path, **{part: changes[part]})))
+    with pytest.raises(UserError, match=r'`tokenizers` fails on the text that begins .*retry-limit'):
+        encoder.encode('a' * 40 + '!')
+
+
+@pytest.mark.parametrize('normalizer', [{'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}, {'type': 'None'}])
+def test_what_tokenizers_cannot_load_is_told(tokenizer_path, tmp_path, normalizer):
+    with pytest.raises(UserError, match='not a tokenizer that `tokenizers` can read'):
+        read_tokenizer(edited(tokenizer_path, tmp_path, normalizer=normalizer))

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from rewarm.config.shapes import ModelShape
 from rewarm.model.ops import TORCH_OPS, Ops, rotary_tables
 
-__all__ = ['Pythia', 'hf_name', 'init_weights']
+__all__ = ['Pythia', 'hf_name', 'init_weights', 'shape_problem']
 
 _OLD_BUFFERS = re.compile(r'(^|\.)(attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$')
 
@@ -59,7 +59,8 @@ class Pythia(nn.Module):
         ops: Ops = TORCH_OPS,
     ) -> None:
         super().__init__()
-        _check_shape(shape)
+        if (problem := shape_problem(shape)) is not None:
+            raise ValueError(problem)
         self.shape = shape
         self.gelu = gelu
         self.compute_dtype = compute_dtype
@@ -256,13 +257,13 @@ def _take_hf_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             state_dict[name] = state_dict.pop(key)
 
 
-def _check_shape(shape: ModelShape) -> None:
+def shape_problem(shape: ModelShape) -> str | None:
+    """What a shape asks for that no Pythia has; ``None`` if it can be built."""
+    head_dim = shape.hidden_size // shape.num_attention_heads
     if shape.tie_word_embeddings:
-        raise ValueError('tied embeddings are not supported: no Pythia has them')
+        return 'tied embeddings (`tie_word_embeddings`) are not supported: no Pythia has them'
     if shape.hidden_size % shape.num_attention_heads:
-        raise ValueError(f'{shape.num_attention_heads} heads do not divide a width of {shape.hidden_size}')
-    if int(shape.hidden_size // shape.num_attention_heads * shape.rotary_pct) % 2:
-        raise ValueError(
-            f'rotary_pct {shape.rotary_pct} of a head of {shape.hidden_size // shape.num_attention_heads} dimensions '
-            'is not an even number of them'
-        )
+        return f'{shape.num_attention_heads} heads do not divide a width of {shape.hidden_size}'
+    if int(head_dim * shape.rotary_pct) % 2:
+        return f'rotary_pct {shape.rotary_pct} of a head of {head_dim} dimensions is not an even number of them'
+    return None

@@ -1,7 +1,7 @@
 """Weights in and out of Hugging Face folders, with every key accounted for.
 
 A folder holds ``config.json`` and the weights: ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an
-index. Nothing is downloaded, and nothing pickled is run: ``.bin`` files are read with ``weights_only=True``.
+index. Nothing is downloaded, and nothing pickled is run (see ``weight_files.py``).
 """
 
 from __future__ import annotations
@@ -9,32 +9,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.config.errors import UserError
-from rewarm.config.schema import ModelShape
-from rewarm.model.pythia import Pythia, hf_name
+from rewarm.config.shapes import SHAPE_KEYS, ModelShape, count_parameters
+from rewarm.formats.hugging_face import CONFIG_NAME, read_neox_config
+from rewarm.formats.tokenizer import read_tokenizer_file
+from rewarm.model.pythia import Pythia, hf_name, shape_problem
+from rewarm.model.weight_files import find_weight_files, read_tensors
 
-__all__ = ['HFConfig', 'Imported', 'export_hf', 'find_hf_folder', 'load_hf', 'read_hf_config']
+__all__ = ['HFConfig', 'Imported', 'export_hf', 'find_hf_folder', 'import_hf', 'load_hf', 'read_hf_config']
 
 Gelu = Literal['tanh', 'erf']
 
-_WEIGHT_FILES = (
-    'model.safetensors',
-    'model.safetensors.index.json',
-    'pytorch_model.bin',
-    'pytorch_model.bin.index.json',
-)
 _GELUS: dict[str, Gelu] = {
     'gelu': 'erf',
     'gelu_python': 'erf',
@@ -45,6 +42,17 @@ _GELUS: dict[str, Gelu] = {
 }
 _HIDDEN_ACT: dict[Gelu, str] = {'erf': 'gelu', 'tanh': 'gelu_pytorch_tanh'}
 """What `transformers` 4.53 and 5 both know and compute with PyTorch's own GELU."""
+
+_MODEL_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
+_HUB_PAGE = re.compile(
+    r'(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:(?:tree|blob|resolve)/([\w.-]+).*)?'
+)
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Smaller ones are quantized: they need a scale, which this model has no place for."""
+
+_MOST_PARAMETERS = 1 << 35
+_MOST_LISTED = 20
 
 _END_OF_DOCUMENT = '<|endoftext|>'
 
@@ -92,20 +100,36 @@ def find_hf_folder(source: str) -> Path:
     Raises:
         UserError: If it is neither.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    folder = os.path.expanduser(source)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if os.path.exists(folder):
+        raise UserError(f'`hf:{source}` is a file; name the folder that holds it')
+    if page := _HUB_PAGE.fullmatch(source.strip()):
+        better = page[1] + (f'@{page[2]}' if page[2] else '')
+        raise UserError(
+            f'`hf:{source}` is the address of a page, and nothing is downloaded during a run; {_how_to_get(better)}'
+        )
     from huggingface_hub import snapshot_download
 
     model_id, _, revision = source.partition('@')
     try:
         return Path(snapshot_download(model_id, revision=revision or None, local_files_only=True))
     except (OSError, ValueError) as error:
-        download = f'hf download {model_id}' + (f' --revision {revision}' if revision else '')
+        neither = f'`hf:{source}` is neither a folder nor a model in the local Hugging Face cache'
+        if not _MODEL_ID.fullmatch(model_id):
+            raise UserError(
+                f'{neither}; write the path of its folder, or an id such as hf:EleutherAI/pythia-410m'
+            ) from error
         raise UserError(
-            f'`hf:{source}` is neither a folder nor a model in the local Hugging Face cache, and nothing is downloaded '
-            f'during a run. Get it first with `{download}`, or write the path of its folder.'
+            f'{neither}, and nothing is downloaded during a run: {_how_to_get(source)}, or write the path of its folder'
         ) from error
+
+
+def _how_to_get(model: str) -> str:
+    model_id, _, revision = model.partition('@')
+    download = f'hf download {model_id}' + (f' --revision {revision}' if revision else '')
+    return f'get it first with `{download}`, and write hf:{model}'
 
 
 def read_hf_config(folder: Path) -> HFConfig:
@@ -120,34 +144,41 @@ def read_hf_config(folder: Path) -> HFConfig:
     Raises:
         UserError: If there is no such file, or it describes something else than a GPT-NeoX that this project computes.
     """
-    path = folder / 'config.json'
-    config = _read_json(path)
-    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    values = {
-        'rotary_pct': rope.get('partial_rotary_factor'),  # transformers 5
-        'rotary_emb_base': rope.get('rope_theta'),
-    } | {key: value for key, value in config.items() if value is not None}
+    path = folder / CONFIG_NAME
+    if not path.exists() and (found := _folders_inside(folder)):
+        raise UserError(f'{path} does not exist; name the folder that holds one: {", ".join(found)}')
+    config = read_neox_config(path)
     problems = []
-    if config.get('model_type') != 'gpt_neox':
-        problems.append(f'`model_type` is {config.get("model_type")!r}, and only gpt_neox can be loaded')
-    if config.get('attention_bias') is False:
+    if config.attention_bias is False:
         problems.append('`attention_bias` is false, and this model has these biases')
-    rope_type = rope.get('rope_type', rope.get('type', 'default'))
-    if rope_type != 'default':
-        problems.append(f'rotary embeddings are scaled (`rope_type: {rope_type}`), which is not supported')
-    act = config.get('hidden_act', 'gelu')
-    if act not in _GELUS:
-        problems.append(f'`hidden_act` is {act!r}; known are {", ".join(_GELUS)}')
-    sizes: dict[str, Any] = {}
-    for field in dataclasses.fields(ModelShape):
-        value = values.get(field.name)
-        if value is not None:
-            sizes[field.name] = float(value) if field.type in (float, 'float') else value
-        elif field.default is dataclasses.MISSING or field.name == 'vocab_size':
-            problems.append(f'`{field.name}` is missing')
+    if config.quantization_config is not None:
+        problems.append('its weights are quantized (`quantization_config`); load the model they were made from')
+    if config.hidden_act not in _GELUS:
+        problems.append(f'`hidden_act` is {config.hidden_act!r:.60}; known are {", ".join(_GELUS)}')
+    given = {name: value for name in SHAPE_KEYS if (value := getattr(config, name)) is not None}
+    for rope in filter(None, (config.rope_scaling, config.rope_parameters)):
+        rope_type = rope.rope_type or rope.type or 'default'
+        if rope_type != 'default':
+            problems.append(f'rotary embeddings are scaled (`rope_type: {rope_type:.60}`), which is not supported')
+        for name, value in (('rotary_pct', rope.partial_rotary_factor), ('rotary_emb_base', rope.rope_theta)):
+            if value is not None and given.setdefault(name, value) != value:
+                problems.append(f'`{name}` is {given[name]} in one place and {value} in another')
+    shape = ModelShape(**given)
+    parameters = count_parameters(shape)
+    if (problem := shape_problem(shape)) is not None:
+        problems.append(problem)
+    if parameters > _MOST_PARAMETERS:
+        problems.append(f'its sizes make {parameters:,} parameters, more than {_MOST_PARAMETERS:,}')
     if problems:
         raise UserError('\n'.join(f'{path}: {problem}' for problem in problems))
-    return HFConfig(ModelShape(**sizes), _GELUS[act])
+    return HFConfig(shape, _GELUS[config.hidden_act or ''])
+
+
+def _folders_inside(folder: Path) -> list[str]:
+    """Folders below that hold a model, as the cache of `huggingface_hub` has them: ``snapshots/COMMIT``."""
+    return sorted(
+        str(path.parent) for pattern in ('*', 'snapshots/*') for path in folder.glob(f'{pattern}/{CONFIG_NAME}')
+    )[:5]
 
 
 def load_hf(model: Pythia, source: str) -> Imported:
@@ -165,26 +196,55 @@ def load_hf(model: Pythia, source: str) -> Imported:
         UserError: If the shapes differ, or a key is missing, unexpected, there twice, of another shape, or not finite.
     """
     folder = find_hf_folder(source)
-    config = read_hf_config(folder)
-    notes = _compare_configs(model, config, folder)
+    notes = _compare_configs(model, read_hf_config(folder), folder)
     parameters = dict(model.named_parameters())
     seen: set[str] = set()
-    skipped, problems = [], []
-    for key, tensor in _read_tensors(folder):
-        name = hf_name(key)
-        if name is None:
-            skipped.append(key)
-        elif name not in parameters:
-            problems.append(f'unexpected `{key}` of shape {list(tensor.shape)}')
-        elif name in seen:
-            problems.append(f'`{name}` is there twice')
-        else:
-            seen.add(name)
-            problems += _copy(name, tensor, parameters[name])
+    skipped, unexpected, problems = [], [], []
+    for file in find_weight_files(folder):
+        for key, tensor in read_tensors(file):
+            name = hf_name(key)
+            if name is None:
+                skipped.append(key)
+            elif name not in parameters:
+                unexpected.append(key)
+                problems.append(f'unexpected `{key:.200}` of shape {list(tensor.shape)}')
+            elif name in seen:
+                problems.append(f'`{name}` is there twice')
+            else:
+                seen.add(name)
+                problems += _copy(name, tensor, parameters[name])
+    if prefix := _prefix(unexpected, parameters):
+        problems.insert(0, f'the names begin with `{prefix}`, which a wrapper puts there: save the model inside it')
     problems += [f'missing `{name}` of shape {list(parameters[name].shape)}' for name in parameters if name not in seen]
     if problems:
-        raise UserError(f'{folder}: these are not the weights of this model:\n' + '\n'.join(f'  {p}' for p in problems))
+        raise UserError(f'{folder}: these are not the weights of this model:\n{_listed(problems)}')
     return Imported(folder, len(seen), tuple(skipped), notes)
+
+
+def import_hf(source: str) -> tuple[Pythia, Imported]:
+    """Builds the model that a Hugging Face folder describes, with its weights.
+
+    Args:
+        source (str): See :func:`find_hf_folder`.
+
+    Returns:
+        tuple[Pythia, Imported]: The model on the CPU, and what was done.
+
+    Raises:
+        UserError: As :func:`load_hf`, or if the folder's files, or this machine, are too small for such a model.
+    """
+    folder = find_hf_folder(source)
+    config = read_hf_config(folder)
+    parameters, stored_bytes = count_parameters(config.shape), sum(f.stat().st_size for f in find_weight_files(folder))
+    if stored_bytes < 2 * parameters:  # before memory is taken for what only config.json promises
+        raise UserError(
+            f'{folder}: its config.json describes {parameters:,} parameters, and its weights have {stored_bytes:,} bytes'
+        )
+    try:
+        model = Pythia(config.shape, gelu=config.gelu)
+    except RuntimeError:
+        raise UserError(f'{folder}: not enough memory for {4 * parameters:,} bytes of parameters') from None
+    return model, load_hf(model, str(folder))
 
 
 def export_hf(
@@ -208,11 +268,10 @@ def export_hf(
     Raises:
         UserError: If the folder exists, the weights are not of this shape, or the tokenizer has more ids than the model.
     """
-    if out_dir.exists():
+    if os.path.lexists(out_dir):
         raise UserError(f'{out_dir} exists already; remove it, or write another folder')
     _check_state(state_dict, shape)
-    tokenizer = _read_json(tokenizer_path)
-    end_id = _end_of_document(tokenizer, shape, tokenizer_path)
+    end_id = _end_of_document(tokenizer_path, shape)
     temporary = out_dir.with_name(f'.{out_dir.name}.writing-{os.getpid()}')
     temporary.mkdir(parents=True)
     try:
@@ -223,6 +282,8 @@ def export_hf(
             (temporary / name).write_text(json.dumps(contents, indent=2) + '\n', encoding='utf-8')
         shutil.copymode(temporary / 'config.json', temporary / 'model.safetensors')  # safetensors makes it private
         temporary.rename(out_dir)
+    except SafetensorError as error:
+        raise OSError(f'{out_dir}: {error}') from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out_dir
@@ -258,15 +319,13 @@ def _descriptions(shape: ModelShape, gelu: Gelu, end_id: int | None) -> dict[str
     }
 
 
-def _end_of_document(tokenizer: dict[str, Any], shape: ModelShape, path: Path) -> int | None:
-    try:
-        ids = {token['content']: token['id'] for token in tokenizer['added_tokens']}
-        num_ids = 1 + max([*ids.values(), *tokenizer['model']['vocab'].values()])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not a tokenizer.json with a vocabulary') from error
-    if num_ids > shape.vocab_size:
-        raise UserError(f'{path} has ids up to {num_ids - 1}, and the model has a vocabulary of {shape.vocab_size}')
-    return ids.get(_END_OF_DOCUMENT)
+def _end_of_document(tokenizer_path: Path, shape: ModelShape) -> int | None:
+    tokenizer = read_tokenizer_file(tokenizer_path)
+    if tokenizer.num_ids > shape.vocab_size:
+        raise UserError(
+            f'{tokenizer_path} has ids up to {tokenizer.num_ids - 1}, and the model has a vocabulary of {shape.vocab_size}'
+        )
+    return next((token.id for token in tokenizer.added if token.content == _END_OF_DOCUMENT), None)
 
 
 def _check_state(state_dict: Mapping[str, Tensor], shape: ModelShape) -> None:
@@ -278,9 +337,7 @@ def _check_state(state_dict: Mapping[str, Tensor], shape: ModelShape) -> None:
         if name in expected and tensor.shape != expected[name]:
             problems.append(f'`{name}` has shape {list(tensor.shape)} where {list(expected[name])} belongs')
     if problems:
-        raise UserError(
-            'these are not the weights of this model:\n' + '\n'.join(f'  {problem}' for problem in problems)
-        )
+        raise UserError(f'these are not the weights of this model:\n{_listed(problems)}')
 
 
 def _compare_configs(model: Pythia, config: HFConfig, folder: Path) -> tuple[str, ...]:
@@ -298,46 +355,23 @@ def _compare_configs(model: Pythia, config: HFConfig, folder: Path) -> tuple[str
 def _copy(name: str, tensor: Tensor, parameter: torch.nn.Parameter) -> list[str]:
     if tensor.shape != parameter.shape:
         return [f'`{name}` has shape {list(tensor.shape)} where {list(parameter.shape)} belongs']
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _FLOATS:
         return [f'`{name}` is stored as {tensor.dtype}, which holds no weights']
-    if not tensor.isfinite().all():
-        return [f'`{name}` has values that are infinite or no number']
     with torch.no_grad():
         parameter.copy_(tensor)
+    if not parameter.isfinite().all():  # as fp32, which ends before fp64 does
+        return [f'`{name}` has values that are infinite or no number']
     return []
 
 
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields every stored tensor; a sharded model is read one file at a time."""
-    name = next((name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
-    if name is None:
-        raise UserError(f'{folder} has no weights: none of {", ".join(_WEIGHT_FILES)}')
-    files = [name]
-    if name.endswith('.index.json'):
-        files = sorted(set(_read_json(folder / name).get('weight_map', {}).values()))
-        absent = [file for file in files if not (folder / file).is_file()]
-        if absent or not files:
-            raise UserError(f'{folder / name} names files that are not there: {", ".join(absent) or "none at all"}')
-    for file in files:
-        path = folder / file
-        try:
-            if path.suffix == '.safetensors':
-                with safe_open(path, framework='pt') as tensors:
-                    for key in tensors.keys():
-                        yield key, tensors.get_tensor(key)
-            else:
-                yield from torch.load(path, map_location='cpu', weights_only=True).items()
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise UserError(f'{path} cannot be read as weights: {str(error).partition(chr(10))[0]}') from error
+def _prefix(unexpected: list[str], parameters: Mapping[str, object]) -> str | None:
+    """What stands before the names of parameters, such as ``module.``."""
+    ends = ((key, hf_name(key.partition('.')[2])) for key in unexpected)
+    return next((f'{key.partition(".")[0]}.' for key, name in ends if name in parameters), None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise UserError(f'{path} does not exist') from error
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read as JSON: {error}') from error
-    if not isinstance(contents, dict):
-        raise UserError(f'{path} must hold a JSON object')
-    return contents
+def _listed(problems: list[str]) -> str:
+    lines = [f'  {problem}' for problem in problems[:_MOST_LISTED]]
+    if len(problems) > _MOST_LISTED:
+        lines.append(f'  and {len(problems) - _MOST_LISTED} more')
+    return '\n'.join(lines)

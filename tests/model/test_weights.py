@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 from rewarm.config.errors import UserError
 from rewarm.config.shapes import ModelShape
 from rewarm.model.pythia import Pythia
-from rewarm.model.weights import HFConfig, export_hf, find_hf_folder, load_hf, read_hf_config
+from rewarm.model.weight_files import bin_refusal
+from rewarm.model.weights import HFConfig, export_hf, find_hf_folder, import_hf, load_hf, read_hf_config
 
 SHAPE = ModelShape(  # nothing at the default of transformers that could be ignored unseen
     hidden_size=32,
@@ -90,6 +90,7 @@ class TestImport:
         assert len(list((tmp_path / 'hf').glob('model-*.safetensors'))) > 1
         self.check_equal(tmp_path / 'hf')
 
+    @pytest.mark.skipif(bin_refusal(torch.__version__) is not None, reason='this torch is too old to read .bin files')
     @pytest.mark.parametrize('sharded', [False, True])
     def test_bin_files_of_old_releases(self, hf_folder, sharded):
         state = load_file(hf_folder / 'model.safetensors')
@@ -192,7 +193,15 @@ class TestWrongFolders:
             ({'attention_bias': False}, '`attention_bias` is false'),
             ({'hidden_act': 'relu'}, "`hidden_act` is 'relu'; known are gelu,"),
             ({'rope_parameters': {'rope_type': 'linear', 'factor': 2.0}}, 'rope_type: linear'),
-            ({'hidden_size': ..., 'vocab_size': ...}, '`hidden_size` is missing'),
+            ({'rotary_emb_base': 7.0}, '`rotary_emb_base` is 7.0 in one place and 5000.0 in another'),
+            ({'hidden_size': ..., 'vocab_size': ...}, 'damaged: hidden_size: is missing'),
+            ({'tie_word_embeddings': True}, 'tied embeddings'),
+            ({'quantization_config': {'bits': 4}}, 'quantized'),
+            ({'num_attention_heads': 5}, '5 heads do not divide a width of 32'),
+            (
+                {'hidden_size': 1 << 17, 'intermediate_size': 1 << 18, 'num_hidden_layers': 1024},
+                'parameters, more than',
+            ),
         ],
     )
     def test_other_architectures_are_refused(self, hf_folder, changes, words):
@@ -205,7 +214,7 @@ class TestWrongFolders:
         weights = hf_folder / 'model.safetensors'
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
-        assert 'model.safetensors cannot be read as weights' in self.refused(hf_folder)
+        assert 'model.safetensors: damaged: no safetensors file, or one cut off' in self.refused(hf_folder)
         weights.unlink()
         assert 'has no weights: none of model.safetensors' in self.refused(hf_folder)
         (hf_folder / 'model.safetensors.index.json').write_text(
@@ -213,23 +222,42 @@ class TestWrongFolders:
         )
         assert 'names files that are not there: gone.safetensors' in self.refused(hf_folder)
         (hf_folder / 'config.json').write_text('{')
-        assert 'config.json cannot be read as JSON' in self.refused(hf_folder)
+        assert 'config.json: damaged: byte 1: no JSON' in self.refused(hf_folder)
         (hf_folder / 'config.json').unlink()
         assert 'config.json does not exist' in self.refused(hf_folder)
 
-    def test_a_bin_file_that_would_run_code_is_refused(self, hf_folder, tmp_path):
+    def test_doubles_that_single_precision_cannot_hold_are_refused(self, hf_folder):
+        path = hf_folder / 'model.safetensors'
+        state = load_file(path)
+        state['embed_out.weight'] = state['embed_out.weight'].double()
+        state['embed_out.weight'][0, 0] = 1e300
+        save_file(state, path)
+        assert '`embed_out.weight` has values that are infinite' in self.refused(hf_folder)
+
+    def test_weights_of_eight_bits_are_refused(self, hf_folder):
+        path = hf_folder / 'model.safetensors'
+        state = load_file(path)
+        state['embed_out.weight'] = state['embed_out.weight'].to(torch.float8_e4m3fn)
+        save_file(state, path)
+        assert '`embed_out.weight` is stored as torch.float8_e4m3fn' in self.refused(hf_folder)
+
+    def test_a_tensor_in_two_shards_is_refused(self, hf_folder):
+        state = load_file(hf_folder / 'model.safetensors')
         (hf_folder / 'model.safetensors').unlink()
-        torch.save({'embed_out.weight': Bomb(tmp_path / 'exploded')}, hf_folder / 'pytorch_model.bin')
-        assert 'pytorch_model.bin cannot be read as weights' in self.refused(hf_folder)
-        assert not (tmp_path / 'exploded').exists()
+        names = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+        save_file(state, hf_folder / names[0])
+        save_file({'embed_out.weight': state['embed_out.weight'] + 1}, hf_folder / names[1])
+        index = {'weight_map': dict.fromkeys(state, names[0]) | {'embed_out.weight': names[1]}}
+        (hf_folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+        assert '`embed_out.weight` is there twice' in self.refused(hf_folder)
 
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+    def test_the_prefix_of_a_wrapper_is_named_and_the_list_is_short(self, hf_folder):
+        path = hf_folder / 'model.safetensors'
+        save_file({f'module.{name}': tensor for name, tensor in load_file(path).items()}, path)
+        message = self.refused(hf_folder)
+        assert 'the names begin with `module.`' in message
+        assert message.count('\n') == 21
+        assert message.endswith('more')
 
 
 class TestFindFolder:
@@ -255,12 +283,44 @@ class TestFindFolder:
         [
             ('EleutherAI/pythia-410m@step27000', 'hf download EleutherAI/pythia-410m --revision step27000'),
             ('EleutherAI/pythia-14m', 'hf download EleutherAI/pythia-14m`'),
-            ('/no/such/folder', 'or write the path of its folder'),
+            ('/no/such/folder', 'write the path of its folder'),
+            ('', 'write the path of its folder'),
+            ('x' * 5000, 'write the path of its folder'),
+            (
+                'https://huggingface.co/EleutherAI/pythia-14m',
+                'hf download EleutherAI/pythia-14m`, and write hf:EleutherAI',
+            ),
+            ('huggingface.co/a/b/tree/step3', 'hf download a/b --revision step3`, and write hf:a/b@step3'),
         ],
     )
     def test_absent_models_are_refused_with_how_to_get_them(self, cache, source, remedy):
         with pytest.raises(UserError, match=remedy):
             find_hf_folder(source)
+
+    def test_a_folder_of_the_cache_leads_to_its_snapshots(self, cache):
+        (cache / ('a' * 40) / 'config.json').write_text('{}')
+        for folder in (cache.parent, cache):
+            with pytest.raises(UserError, match=f'name the folder that holds one: .*snapshots/{"a" * 40}'):
+                read_hf_config(find_hf_folder(str(folder)))
+
+    def test_a_file_is_no_folder(self, tmp_path):
+        (tmp_path / 'model.safetensors').touch()
+        with pytest.raises(UserError, match='is a file; name the folder that holds it'):
+            find_hf_folder(str(tmp_path / 'model.safetensors'))
+
+
+class TestImportedModel:
+    def test_it_has_the_shape_and_the_weights_of_the_folder(self, hf_folder):
+        model, imported = import_hf(str(hf_folder))
+        assert (model.shape, model.gelu, imported.num_tensors) == (SHAPE, 'tanh', 28)
+        torch.testing.assert_close(model(IDS_BT), random_model()(IDS_BT))
+
+    def test_sizes_that_the_files_do_not_bear_out_take_no_memory(self, hf_folder):
+        edit_config(hf_folder, vocab_size=1 << 22, hidden_size=2048, intermediate_size=8192)
+        with pytest.raises(
+            UserError, match=r'describes 17,\d{3},\d{3},\d{3} parameters, and its weights have \d\d,\d{3} bytes'
+        ):
+            import_hf(str(hf_folder))
 
 
 class TestExport:

@@ -268,25 +268,15 @@ def status(
 def export_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help='A checkpoint folder, such as runs/NAME/checkpoints/ba00001200.')],
     out: Annotated[Path, typer.Argument(help='The Hugging Face folder to write; must not exist.')],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="tokenizer.json, its folder, or an id in the local cache. Default: the run file's."),
+    ] = None,
 ) -> None:
     """Writes a checkpoint as a folder that transformers loads."""
-    from safetensors.torch import load_file
+    from rewarm.exchange import export_command
 
-    from rewarm.config.load import load
-    from rewarm.data.tokens import find_tokenizer
-    from rewarm.model.weights import export_hf
-    from rewarm.resume.checkpoint import open_checkpoint
-
-    opened = open_checkpoint(checkpoint)
-    config = load(checkpoint.resolve().parent.parent / 'config.yaml', world_size=1)
-    export_hf(
-        load_file(opened.model_file),
-        shape=config.model.shape,
-        gelu=config.model.gelu,
-        tokenizer_path=find_tokenizer(config.tokenizer),
-        out_dir=out,
-    )
-    print(out)
+    print(export_command(checkpoint, out, tokenizer=tokenizer))
 
 
 @app.command('import')
@@ -295,25 +285,10 @@ def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help='The checkpoint folder to write; must not exist.')],
 ) -> None:
     """Makes a checkpoint of Hugging Face weights. For `init_from: checkpoint:FOLDER`; it holds no optimizer state."""
-    import tempfile
+    from rewarm.exchange import import_command
 
-    from rewarm.model.pythia import Pythia
-    from rewarm.model.weights import find_hf_folder, load_hf, read_hf_config
-    from rewarm.resume.checkpoint import write
-    from rewarm.resume.state import state_without_training
-
-    if checkpoint.exists():
-        raise UserError(f'{checkpoint} exists already; name a new folder')
-    found = read_hf_config(find_hf_folder(source))
-    model = Pythia(found.shape, gelu=found.gelu)
-    for note in load_hf(model, source).notes:
+    for note in import_command(source, checkpoint):
         print(note)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
-        written = write(
-            Path(folder), batch=0, model=model.state_dict(), optimizer={}, state=state_without_training(source)
-        )
-        written.rename(checkpoint)
     print(checkpoint)
 
 

@@ -168,6 +168,17 @@ class Bucket(ABC):
         """Lets no further request begin; those of background threads fail from now on."""
         self.closed = True
 
+    def holds(self, url: str, data: bytes) -> bool:
+        """Whether an object is there and is these bytes.
+
+        Raises:
+            BucketError: If it cannot be read.
+        """
+        try:
+            return self.read(url, largest_bytes=len(data)) == data
+        except Damaged:
+            return False
+
     def open(self, url: str, size: int, version: str) -> BinaryIO:
         """Opens an object for reading anywhere; an object replaced meanwhile is an error, not a mixture."""
         return io.BufferedReader(_Object(self, url, size, version), READ_BYTES)

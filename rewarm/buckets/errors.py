@@ -1,17 +1,17 @@
 """What goes wrong with a bucket, in words; the caller decides whether to stop or to try again."""
 
-import re
-
 from rewarm.config.errors import UserError
-
-_USERINFO = re.compile(r'(?<=://)[^/\s\'"<>]*@')
+from rewarm.config.secrets import without_secrets
 
 
 class BucketError(UserError):
-    """A request to a bucket failed; the message names the URL and what to do, and no user or password in a URL."""
+    """A request to a bucket failed; the message names the URL and what to do, and no secret."""
+
+    takes_nothing = False
+    """Whether the bucket was asked for something else at once and failed too."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_USERINFO.sub('***@', message))
+        super().__init__(without_secrets(message))
 
 
 class Unreachable(BucketError):

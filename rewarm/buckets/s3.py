@@ -34,6 +34,7 @@ _REFUSED = {
     'InvalidAccessKeyId', 'SignatureDoesNotMatch', 'AccessDenied', 'InvalidToken', 'ExpiredToken', '401', '403',
 }  # fmt: skip
 _REGION = {'PermanentRedirect', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException', '301'}
+# Also a bare 400, with no error of S3's: what a server says of a connection that is out of step. A HEAD has never more.
 _LATER = {'SlowDown', 'RequestTimeout', 'OperationAborted', 'ConditionalRequestConflict'}
 # Of listing broken-off uploads: it is not allowed, not known, or (rclone) there are none.
 _NONE_LISTED = {'AccessDenied', '403', 'NotImplemented', 'MethodNotAllowed', '405', '501', 'NoSuchUpload'}
@@ -252,7 +253,7 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
         kind, words = CutShort, f'the answer of {endpoint} broke off ({error})'
     elif isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
         kind, words = Unreachable, f'no answer from {endpoint} ({error})'
-    elif status >= 500 or code in _LATER:
+    elif status >= 500 or code in _LATER or (code == '400' and getattr(error, 'operation_name', '') != 'HeadObject'):
         kind, words = Declined, f'{endpoint} cannot serve now ({error})'
     else:
         words = str(error).rstrip('.')

@@ -6,31 +6,31 @@ people and scripts; no resume reads it.
 """
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rewarm.buckets.bucket import Bucket, Entry
 from rewarm.buckets.errors import Damaged
-from rewarm.formats.files import flush
-from rewarm.resume.checkpoint import (
+from rewarm.config.errors import DamagedFile
+from rewarm.formats.checkpoint import (
     BROKEN_SUFFIX,
-    FORMAT,
+    LARGEST_BYTES,
     MANIFEST_FILE,
-    MODEL_FILE,
     NAME,
-    STATE_FILE,
     TEMPORARY_PREFIX,
+    UNFINISHED_FILE,
+    Manifest,
+    batch_of,
+    parse_manifest,
+    read_state,
 )
+from rewarm.formats.files import flush, read_bytes, write_whole
 from rewarm.resume.refusals import Refusals
 
-__all__ = ['Archive', 'batch_of']
-
-UNFINISHED_FILE = 'unfinished.json'
+__all__ = ['Archive', 'put_in_place']
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class _Kept:
     """A checkpoint's folder in the bucket, as listed."""
 
     objects: dict[str, Entry]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: entry.bytes for name, entry in self.objects.items()}
 
     @property
     def is_whole(self) -> bool:
@@ -91,13 +95,14 @@ class Archive:
             Refused: If the bucket does not take a file of it.
             BucketError: If the store fails.
             OSError: If the local files cannot be read.
+            DamagedFile: If the local manifest is damaged.
         """
-        name, text = path.name, (path / MANIFEST_FILE).read_bytes()
-        top, files = f'{self.url}/{name}', _files_of(text, str(path))
+        name, text = path.name, read_bytes(path / MANIFEST_FILE, largest_bytes=LARGEST_BYTES)
+        top, manifest = f'{self.url}/{name}', parse_manifest(text, path / MANIFEST_FILE)
         before_write()
         there = self._list(name).get(name, _Kept({}))
         if there.is_whole and name not in self.damaged:
-            if self.bucket.read(f'{top}/{MANIFEST_FILE}') == text and not _wrong_sizes(files, there):
+            if self.bucket.holds(f'{top}/{MANIFEST_FILE}', text) and not manifest.wrong_sizes(there.sizes):
                 if UNFINISHED_FILE in there.objects:
                     self._unmark(name, refusals)
                 return False
@@ -105,18 +110,18 @@ class Archive:
             self.remove(name)
         marker = f'{top}/{UNFINISHED_FILE}'
         refusals.attempt(marker, lambda: self.bucket.write(marker, text))
-        for file in (file for file in files if file not in sent):
-            before_write()
-            if refusals.attempt(
-                f'{top}/{file}', functools.partial(self._upload_file, path / file, files[file]['sha256'])
-            ):
-                sent.add(file)
-        if refused := refusals.error(f'{top}/{file}' for file in files):
+        for file, entry in manifest.files.items():
+            if file not in sent:
+                before_write()
+                url = f'{top}/{file}'
+                if refusals.attempt(url, functools.partial(self.bucket.upload, path / file, url, entry.sha256)):
+                    sent.add(file)
+        if refused := refusals.error(f'{top}/{file}' for file in manifest.files):
             raise refused
         before_manifest()
         before_write()
-        manifest = f'{top}/{MANIFEST_FILE}'
-        refusals.require(manifest, lambda: self.bucket.write(manifest, text))
+        last = f'{top}/{MANIFEST_FILE}'
+        refusals.require(last, lambda: self.bucket.write(last, text))
         self.damaged.discard(name)
         self._unmark(name, refusals)
         return True
@@ -136,25 +141,20 @@ class Archive:
             BucketError: If the store fails.
             OSError: If the disk is full or not writable.
         """
-        top = f'{self.url}/{name}'
-        text = self.bucket.read(f'{top}/{MANIFEST_FILE}')
+        top, draft = f'{self.url}/{name}', root / f'{TEMPORARY_PREFIX}fetched-{name}'
         try:
-            files = _files_of(text or b'', top)
-            if wrong := _wrong_sizes(files, self._list(name).get(name, _Kept({}))):
+            text = self._read(f'{top}/{MANIFEST_FILE}')
+            manifest = parse_manifest(text, f'{top}/{MANIFEST_FILE}')
+            if wrong := manifest.wrong_sizes(self._list(name).get(name, _Kept({})).sizes):
                 raise Damaged('; '.join(wrong))
-            draft = root / f'{TEMPORARY_PREFIX}fetched-{name}'
-            draft.mkdir(parents=True, exist_ok=True)
-            for file in [file for file in draft.iterdir() if file.name not in files]:
-                file.unlink()
-            for file, expected in files.items():
-                self.bucket.download(f'{top}/{file}', draft / file, size=expected['bytes'], sha256=expected['sha256'])
-        except Damaged:
+            _clear(draft, manifest)
+            for file, entry in manifest.files.items():
+                self.bucket.download(f'{top}/{file}', draft / file, size=entry.bytes, sha256=entry.sha256)
+            write_whole(draft / MANIFEST_FILE, text)
+            read_state(draft)
+        except (Damaged, DamagedFile) as error:
             self.damaged.add(name)
-            raise
-        with (draft / MANIFEST_FILE).open('wb') as file:
-            file.write(text or b'')
-            file.flush()
-            os.fsync(file.fileno())
+            raise error if isinstance(error, Damaged) else Damaged(f'{top}: {error.place}: {error.what}') from None
         flush(draft)
         return draft
 
@@ -201,10 +201,10 @@ class Archive:
         top = f'{self.url}/{name}'
         objects = self._list(name).get(name, _Kept({})).objects
         marker = MANIFEST_FILE if MANIFEST_FILE in objects else UNFINISHED_FILE
-        text = self.bucket.read(f'{top}/{marker}') or b''
         try:
-            files = _files_of(text, top)
-        except Damaged:
+            text = self._read(f'{top}/{marker}')
+            files = parse_manifest(text, f'{top}/{marker}').files
+        except (Damaged, DamagedFile):
             return False
         if not set(objects) <= {*files, MANIFEST_FILE, UNFINISHED_FILE}:
             return False
@@ -219,11 +219,12 @@ class Archive:
     def point_latest(self) -> None:
         """Names the newest checkpoint in ``latest``."""
         text = ''.join(f'{name}\n' for name in self.names()[-1:]).encode()
-        if text and self.bucket.read(f'{self.url}/latest') != text:
+        if text and not self.bucket.holds(f'{self.url}/latest', text):
             self.bucket.write(f'{self.url}/latest', text)
 
-    def _upload_file(self, path: Path, sha256: str) -> None:
-        self.bucket.upload(path, f'{self.url}/{path.parent.name}/{path.name}', sha256)
+    def _read(self, url: str) -> bytes:
+        """A manifest; one that is not there is an empty text, which is none."""
+        return self.bucket.read(url, largest_bytes=LARGEST_BYTES) or b''
 
     def _unmark(self, name: str, refusals: Refusals) -> None:
         marker = f'{self.url}/{name}/{UNFINISHED_FILE}'
@@ -246,49 +247,31 @@ def put_in_place(draft: Path, root: Path, name: str) -> Path:
         Path: The folder.
     """
     target = root / name
-    if target.exists():
+    if os.path.lexists(target):
         aside = target.with_name(target.name + BROKEN_SUFFIX)
-        shutil.rmtree(aside, ignore_errors=True)
+        _delete(aside)
         target.rename(aside)
     draft.rename(target)
-    latest = root / f'{TEMPORARY_PREFIX}latest'
-    latest.write_text(name + '\n')
-    latest.replace(root / 'latest')
+    latest = root / 'latest'
+    if latest.is_symlink() or not latest.is_dir():  # a folder is set aside where the run looks for its newest
+        write_whole(latest, f'{name}\n'.encode(), temporary=root / f'{TEMPORARY_PREFIX}latest')
     flush(root)
     return target
 
 
-def batch_of(name: str) -> int:
-    """Batches behind a checkpoint called ``name``."""
-    return int(name.removeprefix('ba'))
+def _clear(draft: Path, manifest: Manifest) -> None:
+    """Makes a folder that holds nothing but regular files which an earlier try left of this checkpoint."""
+    if draft.is_symlink() or not draft.is_dir():
+        _delete(draft)
+    draft.mkdir(parents=True, exist_ok=True)
+    for path in draft.iterdir():
+        if path.name not in manifest.files or path.is_symlink() or not path.is_file():
+            _delete(path)
 
 
-def _files_of(manifest: bytes, where: str) -> dict[str, dict[str, Any]]:
-    """What a manifest lists.
-
-    Raises:
-        Damaged: If it is not one of ours.
-    """
-    try:
-        content = json.loads(manifest)
-        files = {str(name): dict(about) for name, about in content['files'].items()}
-        fine = all(Path(name).name == name and {'bytes', 'sha256'} <= set(about) for name, about in files.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f'{where}: {MANIFEST_FILE} cannot be read ({error})') from None
-    if content.get('format') != FORMAT:
-        raise Damaged(f'{where}: {MANIFEST_FILE} has format {content.get("format")}, and this version reads {FORMAT}')
-    if not fine or not {MODEL_FILE, STATE_FILE} <= set(files):
-        raise Damaged(f'{where}: {MANIFEST_FILE} does not list the files of a checkpoint')
-    return files
-
-
-def _wrong_sizes(files: dict[str, dict[str, Any]], kept: _Kept) -> list[str]:
-    """Files that are missing or of another size, in words."""
-    found: list[str] = []
-    for name, expected in files.items():
-        entry = kept.objects.get(name)
-        if entry is None:
-            found.append(f'{name} is missing')
-        elif entry.bytes != expected['bytes']:
-            found.append(f'{name} has {entry.bytes:,} bytes instead of {expected["bytes"]:,}')
-    return found
+def _delete(path: Path) -> None:
+    """Deletes whatever has this name, and nothing that a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

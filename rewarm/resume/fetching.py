@@ -1,20 +1,30 @@
 """Brings a run's newest whole checkpoint, and the records that lead to it, from a bucket to a disk that lacks them."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rewarm.buckets.errors import Damaged
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.checkpoint import LARGEST_BYTES, MANIFEST_FILE, NAME
+from rewarm.formats.files import read_bytes, write_whole
+from rewarm.formats.strict_json import Record, parse_record
 from rewarm.resume.archive import Archive, put_in_place
-from rewarm.resume.checkpoint import MANIFEST_FILE, NAME, problems
+from rewarm.resume.checkpoint import problems
 
 __all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch']
 
 RECORDS = ('metrics.jsonl', 'evals.jsonl')
 EVENTS = 'events.jsonl'
+LARGEST_EVENTS_BYTES = 256 << 20
+
+
+class _Time(Record):
+    """What is needed of an event to put it in its place."""
+
+    time: str
+    event: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def fetch(
     wrong: dict[str, str] = {}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _join_events(archive, folder)
+        _join_events(archive, folder, say)
         local = {path.name for path in root.glob('ba*') if NAME.fullmatch(path.name)}
         remote = set(archive.names())
         for name in [wanted] if wanted else sorted(local | remote, reverse=True):
@@ -96,9 +106,12 @@ def fetch(
 
 def _why_not(archive: Archive, path: Path, *, exactly: bool) -> str:
     """Why a local checkpoint will not do, in words; empty if it will."""
-    if exactly and archive.bucket.read(f'{archive.url}/{path.name}/{MANIFEST_FILE}') != _read(path / MANIFEST_FILE):
+    if found := '; '.join(problems(path)):
+        return found
+    manifest = read_bytes(path / MANIFEST_FILE, largest_bytes=LARGEST_BYTES)
+    if exactly and not archive.bucket.holds(f'{archive.url}/{path.name}/{MANIFEST_FILE}', manifest):
         return 'is not the one in the bucket'
-    return '; '.join(problems(path))
+    return ''
 
 
 def _done(fetched: Fetched, wrong: dict[str, str], record: Callable[..., None], root: Path) -> Fetched:
@@ -116,33 +129,44 @@ def _fetch_records(archive: Archive, folder: Path, *, missing_only: bool = False
             archive.bucket.download(f'{top}/{name}', folder / name)
 
 
-def _join_events(archive: Archive, folder: Path) -> None:
+def _join_events(archive: Archive, folder: Path, say: Callable[[str], None]) -> None:
     """Adds the bucket's events to the local ones: after what both begin with, in the order of their times."""
-    theirs = _lines(archive.bucket.read(f'{archive.url.rpartition("/")[0]}/{EVENTS}'))
-    path = folder / EVENTS
-    ours = _lines(_read(path))
+    url, path = f'{archive.url.rpartition("/")[0]}/{EVENTS}', folder / EVENTS
+    try:
+        theirs = _lines(archive.bucket.read(url, largest_bytes=LARGEST_EVENTS_BYTES) or b'', url, say)
+    except Damaged as error:
+        say(f'{error}. The events of earlier starts are left out.')
+        return
+    ours = _lines(read_bytes(path, largest_bytes=LARGEST_EVENTS_BYTES) if path.exists() else b'', path, say)
     same = next((n for n, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
     if same == len(theirs):
         return
     tails = ours[same:] + theirs[same:]
     if same < len(ours):
-        tails.sort(key=lambda line: str(json.loads(line).get('time', '')))
-    part = path.with_name(path.name + '.part')
-    part.write_bytes(b''.join(line + b'\n' for line in [*ours[:same], *dict.fromkeys(tails)]))
-    part.replace(path)
+        tails.sort(key=lambda event: event.time)
+    lines = [event.line for event in [*ours[:same], *dict.fromkeys(tails)]]
+    write_whole(path, b''.join(line + b'\n' for line in lines))
 
 
-def _lines(data: bytes | None) -> list[bytes]:
-    """Whole lines; one that a kill has torn is left out."""
-    found: list[bytes] = []
-    for line in (data or b'').split(b'\n'):
+class _Event(NamedTuple):
+    """A line of ``events.jsonl``."""
+
+    time: str
+    line: bytes
+
+
+def _lines(data: bytes, where: object, say: Callable[[str], None]) -> list[_Event]:
+    """The events of a file; damaged lines are left out and told, but for the last one, which a kill may have torn."""
+    lines = data.split(b'\n')
+    found: list[_Event] = []
+    damaged: list[DamagedFile] = []
+    for number, line in enumerate(lines, 1):
         try:
-            if isinstance(json.loads(line), dict):
-                found.append(line)
-        except ValueError:
-            continue
+            if line:
+                found.append(_Event(parse_record(_Time, line, f'{where}:{number}').time, line))
+        except DamagedFile as error:
+            if number < len(lines):
+                damaged.append(error)
+    if damaged:
+        say(f'{len(damaged)} lines of {where} are left out, the first: {damaged[0]}')
     return found
-
-
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None

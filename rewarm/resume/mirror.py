@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from rewarm.buckets.bucket import open_bucket
 from rewarm.buckets.errors import BucketError, Unreachable
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.checkpoint import NAME
 from rewarm.formats.files import private_folder
 from rewarm.resume.archive import Archive
-from rewarm.resume.checkpoint import NAME, problems
+from rewarm.resume.checkpoint import problems
 from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch
 from rewarm.resume.ownership import Ownership
 from rewarm.resume.refusals import Refusals, Refused
@@ -171,6 +172,8 @@ class Mirror:
 
         try:
             self._refusals.require(url, upload)
+        except DamagedFile as error:
+            raise OSError(str(error)) from error
         finally:
             job.begun = job.begun or self._bucket.bytes_sent > sent
         self._uploads.arrived(job.name)

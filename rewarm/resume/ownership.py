@@ -8,14 +8,15 @@ a checkpoint of the same run, whole by its own manifest unless the newer start u
 with other bits (another number of ranks); hashes tell then, and the checkpoint before it is taken.
 """
 
-import json
 import os
 import socket
 import uuid
 from datetime import UTC, datetime
 
 from rewarm.buckets.bucket import Bucket
-from rewarm.config.errors import UserError
+from rewarm.buckets.errors import Damaged
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.owner import LARGEST_OWNER_BYTES, Claim, parse_claim
 
 __all__ = ['Ownership', 'TakenOver']
 
@@ -65,21 +66,18 @@ class Ownership:
             BucketError: If the store fails.
             TakenOver: If another start has it.
         """
-        data = self._bucket.read(self._url)
         try:
-            owner = json.loads(data or b'null')
-            other = None if owner is None or owner['id'] == self._id else owner
-        except (ValueError, KeyError, TypeError):
-            owner = other = None
-        if other is not None:
-            raise TakenOver(
-                f'{self._run}: host {other.get("host")} (process {other.get("pid")}) took this run over at '
-                f'{other.get("since")}; this process stops. Nothing that is in the bucket is lost'
-            )
-        if owner is None:  # deleted or damaged by somebody: nobody else's either
+            owner = parse_claim(self._bucket.read(self._url, largest_bytes=LARGEST_OWNER_BYTES) or b'', self._url)
+        except (Damaged, DamagedFile):  # deleted or damaged by somebody: nobody else's either
             self._write()
+            return
+        if owner.id != self._id:
+            raise TakenOver(
+                f'{self._run}: host {owner.host} (process {owner.pid}) took this run over at '
+                f'{owner.since.isoformat()}; this process stops. Nothing that is in the bucket is lost'
+            )
 
     def _write(self) -> None:
-        since = datetime.now(UTC).isoformat(timespec='seconds')
-        owner = {'id': self._id, 'host': socket.gethostname(), 'pid': os.getpid(), 'since': since}
-        self._bucket.write(self._url, json.dumps(owner).encode())
+        now = datetime.now(UTC).replace(microsecond=0)
+        claim = Claim(id=self._id, host=socket.gethostname(), pid=os.getpid(), since=now)
+        self._bucket.write(self._url, claim.model_dump_json().encode())

@@ -62,9 +62,10 @@ class Refusals:
         try:
             send()
         except BucketError as error:
-            if isinstance(error, Refused) or (isinstance(error, Unreachable) and not isinstance(error, Declined)):
+            is_unanswered = isinstance(error, Unreachable) and not isinstance(error, Declined)
+            if is_unanswered or error.takes_nothing or isinstance(error, Refused):
                 raise
-            self._prove()
+            self._prove_that_it_takes_others()
             before = self._refused.get(url)
             since = time.monotonic() if before is None else before.since
             self._refused[url] = _Refusal(str(error), since, at_once=not isinstance(error, Declined))
@@ -74,6 +75,13 @@ class Refusals:
         if self._refused.pop(url, None) is not None:
             self._tell(f'{url} was refused and is taken now')
         return True
+
+    def _prove_that_it_takes_others(self) -> None:
+        try:
+            self._prove()
+        except BucketError as error:
+            error.takes_nothing = True
+            raise
 
     def require(self, url: str, send: Callable[[], object]) -> None:
         """Sends an object without which it does not go on.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rewarm.buckets.errors import BucketError, Unreachable
-from rewarm.resume.archive import batch_of
+from rewarm.formats.checkpoint import batch_of
 from rewarm.resume.refusals import Refused
 
 __all__ = ['Job', 'Lag', 'Uploads']

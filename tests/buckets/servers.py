@@ -1,6 +1,7 @@
 """Real S3 servers on this machine, which a test may kill and start again on the same port and files."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -89,6 +90,15 @@ class S3Server:
         except BotoCoreError:
             return False
         return True
+
+    def empty(self) -> None:
+        """Forgets all objects and uploads: nanio keeps nothing but files. For a test that does not want a server of its own."""
+        assert self.kind == 'nanio'
+        for folder in (self.folder / BUCKET, self.folder / '.nanio' / 'multipart'):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.process is None:
+            self.start()
 
     def kill(self) -> None:
         """As a power cut does it."""

@@ -1,6 +1,9 @@
 """A run folder in a bucket: whole on any machine, whatever dies, and training never waits for it."""
 
+import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ from rewarm.buckets.errors import Unreachable
 from rewarm.config.errors import UserError
 from rewarm.formats.records import BATCHES, EVENTS
 from rewarm.report.records import JsonLines
+from rewarm.resume import fetching
 from rewarm.resume.mirror import Fetched, local_folder
 from tests.buckets.servers import BUCKET, S3Server, free_port, wait_for
 from tests.resume.mirrored import URL, Run, files, is_whole, metrics_line, name
@@ -22,13 +26,25 @@ MIB = 1 << 20
 BOTH = pytest.mark.parametrize('server', ['nanio', 'rclone'], indirect=True)
 
 
+@pytest.fixture(scope='module')
+def nanio(tmp_path_factory):
+    server = S3Server(tmp_path_factory.mktemp('nanio') / 's3')
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def server(request, tmp_path, monkeypatch):
-    server = S3Server(tmp_path / 's3', getattr(request, 'param', 'nanio'))
+def server(request, nanio, tmp_path, monkeypatch):
+    kind = getattr(request, 'param', 'nanio')
+    s3._client.cache_clear()  # no connection that an earlier test has left in the middle of an answer
+    if kind == 'nanio':
+        nanio.empty()
+    server = nanio if kind == 'nanio' else S3Server(tmp_path / 's3', kind)
     for key, value in server.variables.items():
         monkeypatch.setenv(key, value)
     yield server
-    server.stop()
+    if server is not nanio:
+        server.stop()
 
 
 @pytest.fixture
@@ -303,9 +319,12 @@ def test_a_download_that_was_killed_goes_on_with_the_files_it_has(server, machin
         ('optimizer-0000.safetensors', lambda old: old[:-1] + b'!', 'does not hash'),
         ('model.safetensors', lambda old: old[:-9], 'bytes instead of'),
         ('state.json', lambda old: None, 'state.json is missing'),
-        ('manifest.json', lambda old: old[:99], 'cannot be read'),
+        ('manifest.json', lambda old: old[:99], 'no JSON'),
         ('manifest.json', lambda old: b'{"format": 2, "files": {}}', 'has format 2'),
-        ('manifest.json', lambda old: old.replace(b'optimizer-0000', b'../../evil'), 'does not list the files'),
+        ('manifest.json', lambda old: old.replace(b'optimizer-0000', b'../../evil'), 'the name'),
+        ('manifest.json', lambda old: re.sub(rb'"[0-9a-f]{64}"', b'null', old), 'sha256'),
+        ('manifest.json', lambda old: re.sub(rb'"bytes": \d+', b'"bytes": "1"', old), 'bytes'),
+        ('manifest.json', lambda old: b'[' * 100_000, 'levels deep'),
     ],
 )
 def test_a_damaged_checkpoint_is_recorded_and_the_one_before_is_taken(server, machine, file, content, words):
@@ -328,6 +347,92 @@ def damage(server, checkpoint, file='model.safetensors', content=lambda old: b'x
     new = content(server.client().get_object(**where)['Body'].read())
     client = server.client()
     client.delete_object(**where) if new is None else client.put_object(**where, Body=new)
+
+
+@pytest.mark.parametrize('state', [b'{"batch": "4"}', b'[' * 2000, b'\xff', b'{"batch": 4, "stages": 1}'])
+def test_a_state_that_hashes_right_and_is_none_is_damage(server, machine, state):
+    first, second = machine(), machine(start=False)
+    for batch in (2, 4):
+        first.publish(batch)
+    assert first.mirror.flush(30)
+    damage(server, name(4), 'state.json', lambda old: state)
+    entry = {'bytes': len(state), 'sha256': hashlib.sha256(state).hexdigest()}
+
+    def with_its_hash(old):
+        manifest = json.loads(old)
+        manifest['files']['state.json'] = entry
+        return json.dumps(manifest).encode()
+
+    damage(server, name(4), 'manifest.json', with_its_hash)
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert is_whole(second.root / name(2))
+    assert second.recorded('fallback')[0]['path'] == f'{URL}/checkpoints/{name(4)}'
+
+
+def test_damaged_events_are_left_out_and_said_and_no_reason_not_to_start(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    good = first.folder.joinpath('events.jsonl').read_bytes()
+    odd = [b'[' * 100_000, b'{}', b'3', b'\xff', b'{"time": 5, "event": "save"}', b'{"time": NaN, "event": "x"}']
+    server.client().put_object(Bucket=BUCKET, Key='runs/tiny/events.jsonl', Body=b'\n'.join([*odd, b'', good, b'{"ti']))
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert (second.folder / 'events.jsonl').read_bytes() == good
+    (said,) = [text for text in second.said if 'left out' in text]
+    assert said.startswith(f'6 lines of {URL}/events.jsonl are left out, the first: {URL}/events.jsonl:1: damaged')
+
+
+def test_events_of_a_wild_size_are_not_read_and_no_reason_not_to_start(server, machine, monkeypatch):
+    monkeypatch.setattr(fetching, 'LARGEST_EVENTS_BYTES', 10)
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert any('events.jsonl: has more than 10 bytes' in text for text in second.said)
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'null', b'[' * 5000, b'{"id": "x", "host": 3}', b'x' * 100_000])
+def test_an_owner_that_is_none_is_nobody(server, machine, content):
+    run = machine()
+    server.client().put_object(Bucket=BUCKET, Key='runs/tiny/owner.json', Body=content)
+    run.publish(2)
+    assert run.mirror.flush(30)
+    assert run.mirror.failure() is None
+
+
+def test_odd_files_beside_a_checkpoint_come_with_it_nowhere(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    client = server.client()
+    for key in (
+        f'{name(2)}/optimizer-old.safetensors',
+        f'{name(2)}/sub/state.json',
+        f'{name(2)}x/manifest.json',
+        'ba1/x',
+    ):
+        client.put_object(Bucket=BUCKET, Key=f'runs/tiny/checkpoints/{key}', Body=b'odd')
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert files(second.root / name(2)) == files(first.root / name(2))
+    assert sorted(path.name for path in second.root.iterdir()) == [name(2), 'latest']
+
+
+def test_a_download_writes_and_deletes_nothing_that_a_link_leads_to(server, machine, tmp_path):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'model.safetensors').write_text('mine')
+    for link in (f'.writing-fetched-{name(2)}', f'{name(2)}.broken', name(2)):
+        (second.root / link).symlink_to(mine)
+    for link in ('latest', '.writing-latest'):
+        (second.root / link).symlink_to(mine / 'model.safetensors')
+    (second.folder / 'events.jsonl').symlink_to(mine / 'none')
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+    assert files(second.root / name(2)) == files(first.root / name(2))
+    assert not (second.root / name(2)).is_symlink()
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {'model.safetensors': 'mine'}
 
 
 def test_an_object_that_its_server_has_lost_half_of_is_damaged(server, machine):

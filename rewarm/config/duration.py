@@ -14,9 +14,13 @@ SECONDS = {'sec': 1, 'min': 60, 'h': 3600}
 UNITS = ('tok', 'ba', '%', *SECONDS)
 """Every unit a duration may have: tokens, batches, percent of the stage's budget, seconds, minutes, hours."""
 
-_NUMBER = r'[0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+-]?[0-9]+)?'
-_PATTERN = re.compile(rf'({_NUMBER})\s*({"|".join(UNITS)})')
-_FOREIGN = re.compile(rf'{_NUMBER}\s*(dur|ep|sp|iter)')
+_DIGITS = '[0-9]+(?:_[0-9]+)*'
+_NUMBER = rf'{_DIGITS}(?:\.{_DIGITS})?(?:[eE][+-]?[0-9]+)?'
+_PATTERN = re.compile(rf'({_NUMBER}) *({"|".join(UNITS)})')
+_FOREIGN = re.compile(rf'{_NUMBER} *(dur|ep|sp|iter)')
+_LARGEST = 1 << 63
+_DECIMAL_PLACES = 30
+_LONGEST_NUMBER = 60  # 2^63 has 19 digits before the point
 _EXAMPLES = 'such as `2.97e9tok`, `500ba`, `1%` or `10min`'
 
 
@@ -45,14 +49,20 @@ class Duration:
         Raises:
             ValueError: If the text is not a duration; the message says what to write instead.
         """
-        match = _PATTERN.fullmatch(text.strip())
+        match = _PATTERN.fullmatch(text.strip(' '))
         if match is None:
-            if foreign := _FOREIGN.fullmatch(text.strip()):
+            if foreign := _FOREIGN.fullmatch(text.strip(' ')):
                 raise ValueError(_explain_foreign(foreign[1], text))
-            raise ValueError(f'must be a duration {_EXAMPLES}, got {text!r}')
-        value = Fraction(match[1])
+            raise ValueError(f'must be a duration {_EXAMPLES}, got {text!r:.60}')
+        value = _exact(match[1])
+        if value is None or value * SECONDS.get(match[2], 1) >= _LARGEST:
+            raise ValueError(
+                f'must be a number of at most 63 bits and {_DECIMAL_PLACES} decimal places, got {text!r:.60}'
+            )
         if match[2] in ('tok', 'ba') and value.denominator != 1:
-            raise ValueError(f'must be a whole number of {"tokens" if match[2] == "tok" else "batches"}, got {text!r}')
+            raise ValueError(
+                f'must be a whole number of {"tokens" if match[2] == "tok" else "batches"}, got {text!r:.60}'
+            )
         return cls(int(value) if value.denominator == 1 else value, match[2])
 
     def __str__(self) -> str:
@@ -129,7 +139,7 @@ class Duration:
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """The JSON Schema editors check a duration with."""
-        text = {'type': 'string', 'pattern': rf'^{_NUMBER}\s*({"|".join(UNITS)})$'}
+        text = {'type': 'string', 'pattern': rf'^{_NUMBER} *({"|".join(UNITS)})$'}
         return {'anyOf': [text, {'const': 0}], 'examples': ['2.97e9tok', '500ba', '1%', '10min']}
 
 
@@ -144,16 +154,14 @@ def _validate(value: Any) -> Duration:
     if value == 0 and type(value) in (int, float):
         return Duration(0, 'tok')
     raise PydanticCustomError(
-        'duration', '{reason}', {'reason': f'must be a duration with its unit, {_EXAMPLES}, got {value!r}'}
+        'duration', '{reason}', {'reason': f'must be a duration with its unit, {_EXAMPLES}, got {value!r:.60}'}
     )
 
 
 def _explain_foreign(unit: str, text: str) -> str:
     if unit == 'dur':
-        return f"must not use `dur`, got {text!r}: it moves when the budget does. Write a share of the stage's own budget such as `10%`, or tokens"
-    return (
-        f'must be in tokens (`tok`) or batches (`ba`), got {text!r}: an epoch or a sample has no meaning across stages'
-    )
+        return f"must not use `dur`, got {text!r:.60}: it moves when the budget does. Write a share of the stage's own budget such as `10%`, or tokens"
+    return f'must be in tokens (`tok`) or batches (`ba`), got {text!r:.60}: an epoch or a sample has no meaning across stages'
 
 
 def _engineering(value: int) -> str:
@@ -166,10 +174,17 @@ def _engineering(value: int) -> str:
     return short if len(short) < len(plain) else plain
 
 
+def _exact(number: str) -> Fraction | None:
+    """The number; None for one whose mere digits would fill the memory, or finer than anything that is counted."""
+    mantissa, _, exponent = number.lower().partition('e')
+    if len(mantissa) > _LONGEST_NUMBER or len(exponent) > 4 or abs(int(exponent or 0)) > _LONGEST_NUMBER:
+        return None
+    value = Fraction(number)
+    return value if 10**_DECIMAL_PLACES % value.denominator == 0 else None
+
+
 def _decimal(value: Fraction) -> str:
     """A fraction that came from a decimal, written as that decimal."""
-    places = 0
-    while (value * 10**places).denominator != 1:
-        places += 1
+    places = next(places for places in range(_DECIMAL_PLACES + 1) if 10**places % value.denominator == 0)
     digits = str(int(value * 10**places)).rjust(places + 1, '0')
     return f'{digits[:-places]}.{digits[-places:]}' if places else digits

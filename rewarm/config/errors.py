@@ -4,6 +4,12 @@ import errno
 import os
 from collections.abc import Iterable
 
+from rewarm.config.secrets import without_secrets
+from rewarm.terminal import printable
+
+LONGEST_LINE = 1000
+"""Characters of a problem; what a file holds may be a million, and the advice is at the end."""
+
 _DISK_TROUBLE = {
     errno.ENOSPC: 'Free some space, or keep less (`checkpoints.keep`)',
     errno.EDQUOT: 'Free some space, or keep less (`checkpoints.keep`)',
@@ -47,8 +53,14 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems: tuple[str, ...] = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(map(_as_line, problems))
         super().__init__('\n'.join(self.problems))
+
+
+def _as_line(problem: str) -> str:
+    """One line that can be shown: keys and values in it are whatever the file holds."""
+    line = printable(without_secrets(problem)).replace('\n', '\\n').replace('\t', '\\t')
+    return line if len(line) <= LONGEST_LINE else f'{line[: LONGEST_LINE - 300]} ... {line[-250:]}'
 
 
 def disk_error(error: OSError, folder: str) -> RankError | None:

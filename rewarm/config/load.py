@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from rewarm.config.checks import find_problems
-from rewarm.config.messages import explain, locate
+from rewarm.config.messages import QUOTES_NEEDED, explain, locate
 from rewarm.config.schema import RunConfig
 from rewarm.config.secrets import redacted
-from rewarm.config.source import Loc, Source, is_list, is_map, read_source
+from rewarm.config.source import Loc, Source, dotted, is_list, is_map, read_source
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> RunConfig:
@@ -36,7 +36,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | N
         wrong = [loc for loc, _ in problems]
         found = find_problems(config, world_size=world_size)
         problems += [(loc, text) for loc, text in found if not any(_hides(part, loc) for part in wrong)]
-    lines = source.problems + [(source.line(loc), text) for loc, text in problems]
+    lines = source.problems + [(source.line(loc), _for_a_shell(source, loc, text)) for loc, text in problems]
     if lines or config is None:
         raise source.error(lines)
     return config
@@ -59,6 +59,14 @@ def dump(config: RunConfig) -> str:
     stream = io.StringIO()
     yaml.dump(data, stream)
     return stream.getvalue()
+
+
+def _for_a_shell(source: Source, loc: Loc, text: str) -> str:
+    """An override's own quotes do not reach us unless they are quoted too."""
+    written = source.overrides.get(loc)
+    if written is None or not text.endswith(QUOTES_NEEDED):
+        return text
+    return f"""{text} that the shell leaves: {dotted(loc)}='"{written}"'"""
 
 
 def _validate(source: Source) -> tuple[RunConfig | None, list[tuple[Loc, str]]]:

@@ -11,6 +11,12 @@ from pydantic import BaseModel
 from rewarm.config.schema import RunConfig, StageConfig
 from rewarm.config.source import Loc, dotted
 
+MOST_EXPLAINED = 100
+"""Errors that are put in words. More have one cause, and a suggestion for each takes its time."""
+
+QUOTES_NEEDED = '. Put it in quotes'
+"""Ends the message about a number or a word of YAML where text is meant."""
+
 _TYPES = {
     'int_type': 'an integer',
     'float_type': 'a number',
@@ -86,7 +92,8 @@ def explain(errors: Sequence[Any]) -> list[tuple[Loc, str]]:
     """
     found: list[tuple[Loc, str]] = []
     misspelt: set[str] = set()
-    for error in sorted(errors, key=lambda error: error['type'] == 'missing'):
+    shown = sorted(errors[:MOST_EXPLAINED], key=lambda error: error['type'] == 'missing')
+    for error in shown:
         loc, parent = locate(error['loc'])
         if error['type'] == 'extra_forbidden' and parent is not None:
             text = unknown_key(loc, parent.model_fields)
@@ -99,6 +106,8 @@ def explain(errors: Sequence[Any]) -> list[tuple[Loc, str]]:
         else:
             loc, text = _explain_one(error, loc, parent)
         found.append((loc, text))
+    if len(errors) > MOST_EXPLAINED:
+        found.append(((), f'{len(errors) - MOST_EXPLAINED:,} more settings are wrong'))
     return found
 
 
@@ -171,7 +180,7 @@ def _explain_one(error: Any, loc: Loc, parent: type[BaseModel] | None) -> tuple[
         return loc, f'{key} must not be empty' if context.get(
             'actual_length', 0
         ) == 0 else f'{key}: {error["msg"].lower()}'
-    hint = '. Put it in quotes' if kind == 'string_type' and error.get('input') is not None else ''
+    hint = QUOTES_NEEDED if kind == 'string_type' and error.get('input') is not None else ''
     return (
         loc,
         f'{key} must be {_TYPES[kind]}, got {value}{hint}' if kind in _TYPES else f'{key}: {error["msg"]}, got {value}',

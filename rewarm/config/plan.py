@@ -236,7 +236,7 @@ def _parse_mark(text: str, plan: Plan) -> int:
     stage = next((stage for stage in plan.stages if stage.name == name), None)
     if colon and stage is None:
         raise UserError(
-            f'--lr-at {text}: no stage is called {name!r}; there are {", ".join(stage.name for stage in plan.stages)}'
+            f'--lr-at {text}: no stage is called {name!r:.60}; there are {", ".join(stage.name for stage in plan.stages)}'
         )
     start, budget = (stage.start_tokens, stage.tokens) if stage else (0, plan.tokens)
     try:

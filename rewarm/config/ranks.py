@@ -51,7 +51,7 @@ def largest_world_size(config: RunConfig, available: int, *, gpus_per_node: int 
     whole = [ranks for ranks in sizes if ranks % gpus_per_node == 0]
     if whole:
         return whole[-1]
-    fewer = max(gpus for gpus in range(1, gpus_per_node) if gpus in sizes)
+    fewer = max(gpus for gpus in sizes if gpus < gpus_per_node)
     raise UserError(
         f'{_misfit(config, gpus_per_node)}, and so not among any number of nodes of {gpus_per_node} GPUs. '
         f'Use {fewer} GPUs of each node (--gpus-per-node {fewer}, and --available for so many), or {_remedies(config, gpus_per_node)}'

@@ -25,7 +25,9 @@ def _rate(value: Any) -> float | str:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float('inf'):
         return float(value)
     raise PydanticCustomError(
-        'rate', '{reason}', {'reason': f'must be a learning rate above 0 such as 3.0e-4, or `current`, got {value!r}'}
+        'rate',
+        '{reason}',
+        {'reason': f'must be a learning rate above 0 such as 3.0e-4, or `current`, got {value!r:.60}'},
     )
 
 

@@ -48,7 +48,7 @@ def _proportion(value: Any) -> float | str:
             return value if isinstance(value, str) else float(value)
     except (ValueError, ZeroDivisionError):
         pass
-    reason = f'must be a share above 0 and at most 1, such as 0.05 or 1/3, got {value!r}'
+    reason = f'must be a share above 0 and at most 1, such as 0.05 or 1/3, got {value!r:.60}'
     raise PydanticCustomError('proportion', '{reason}', {'reason': reason})
 
 

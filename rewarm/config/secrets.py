@@ -69,7 +69,7 @@ def without_secrets(text: str) -> str:
     text = _SHAPE.sub(REDACTED, text)
     text = _SCHEME.sub(rf'\1 {REDACTED}', text)
     text = _QUOTED.sub(lambda found: _hide(found, found[2], f'{found[1]}{found[2]}{found[1]}{found[3]}'), text)
-    text = _ASSIGNED.sub(lambda found: _hide(found, found[1], f'{found[1]}='), text)
+    text = _ASSIGNED.sub(_hide_assigned, text)
     return _SPELLED.sub(_hide_spelled, text)
 
 
@@ -119,6 +119,12 @@ def _blank(data: Any) -> Any:
 
 def _hide(found: re.Match[str], name: str, kept: str) -> str:
     return kept + REDACTED if is_secret_name(name) else found[0]
+
+
+def _hide_assigned(found: re.Match[str]) -> str:
+    """``api_key=x``; of ``key=value`` only what is in a URL's query."""
+    alone = found[1].lower() == 'key' and found.string[found.start() - 1 : found.start()] not in ('?', '&')
+    return found[0] if alone else _hide(found, found[1], f'{found[1]}=')
 
 
 def _hide_spelled(found: re.Match[str]) -> str:

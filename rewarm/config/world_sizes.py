@@ -1,5 +1,7 @@
 """The arithmetic of a global batch that is divided among ranks in whole microbatches."""
 
+import math
+
 from rewarm.config.schema import RunConfig
 
 
@@ -13,7 +15,7 @@ def find_world_sizes(config: RunConfig) -> list[int]:
         list[int]: In order.
     """
     count, rest = divmod(config.global_train_batch_size, config.device_train_microbatch_size)
-    return [] if rest else [ranks for ranks in range(1, count + 1) if count % ranks == 0]
+    return [] if rest else _divisors(count)
 
 
 def nearest_batches(config: RunConfig, ranks: int) -> list[int]:
@@ -44,4 +46,9 @@ def fitting_microbatch(config: RunConfig, ranks: int) -> int | None:
     share, rest = divmod(config.global_train_batch_size, ranks)
     if rest or not share:
         return None
-    return max(size for size in range(1, min(config.device_train_microbatch_size, share) + 1) if share % size == 0)
+    return max(size for size in _divisors(share) if size <= config.device_train_microbatch_size)
+
+
+def _divisors(number: int) -> list[int]:
+    below = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return below + [number // each for each in reversed(below) if each * each != number]

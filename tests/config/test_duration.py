@@ -75,3 +75,47 @@ def test_time_has_no_tokens_and_tokens_no_seconds():
         Duration.parse('1%').tokens(32)
     with pytest.raises(ValueError, match='not a time'):
         _ = Duration.parse('5ba').seconds
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '1e-20000sec',
+        '1e999999999sec',
+        '1e-999999999tok',
+        '1e5000tok',
+        '1e309h',
+        '1e300h',
+        '9' * 5000 + 'ba',
+        '0.' + '3' * 5000 + '%',
+        '1e-31sec',
+        '1e19tok',
+        '3e15h',
+        '1__0tok',
+        '1._5tok',
+        '1_e3tok',
+        '1_tok',
+        '10\ttok',
+        '10tok\n',
+    ],
+)
+def test_what_no_run_has_is_refused_at_once_and_shortly(text):
+    with pytest.raises(ValueError, match=r'^must be a') as caught:
+        Duration.parse(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '9_223_372_036_854_775_807tok',
+        '1e-30sec',
+        '0.000_1%',
+        '1_000ba',
+        '2.5e15h',
+        '123456.123456789012345678901234567890sec',
+    ],
+)
+def test_the_longest_numbers_read_back_equal(text):
+    duration = Duration.parse(text)
+    assert Duration.parse(str(duration)) == duration

@@ -122,3 +122,13 @@ def test_a_wrong_run_file_leaves_with_code_2(tmp_path: Path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (2, '')
     assert 'Traceback' not in result.stderr
+
+
+def test_a_huge_batch_is_divided_at_once(write_run):
+    config = load(
+        write_run(), ['global_train_batch_size=2_000_000_000', 'device_train_microbatch_size=1'], world_size=1
+    )
+    sizes = find_world_sizes(config)
+    assert len(sizes) == 110
+    assert sizes == sorted(sizes)
+    assert fitting_microbatch(config, 1024) == 1

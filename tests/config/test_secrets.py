@@ -57,6 +57,7 @@ def test_what_only_sounds_like_a_secret_is_none(name):
         'http://user:p@hunter2@host:9000/x cannot be reached',
         'cannot open "https://hunter2@github.com/x"',
         'GET https://host/x?token=hunter2&y=1',
+        'https://host/x?key=hunter2',
         'https://b.s3.amazonaws.com/k?X-Amz-Credential=hunter2%2Fus&X-Amz-Signature=hunter2',
         "{'api_key': 'hunter2', 'project': 'p'}",
         '{"password": "a hunter2 \\" hunter2"}',
@@ -87,6 +88,7 @@ def test_no_secret_is_left_in_a_text(text):
         'stages.0.max_duration=2e9tok',
         'tokens_per_second=3000',
         'the key: it is missing',
+        'Write `key=value`, such as `seed=3`',
     ],
 )
 def test_a_text_without_secrets_stays_as_it_is(text):

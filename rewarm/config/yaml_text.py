@@ -116,7 +116,7 @@ class _BoundedComposer(Composer):  # pyright: ignore
         """A value with all that is in it."""
         self.values += 1
         if self.values > MOST_VALUES:
-            raise _TooManyError(self.parser.peek_event().start_mark)
+            raise _TooManyError(self.parser.peek_event().start_mark)  # pyright: ignore
         return super().compose_node(parent, index)  # pyright: ignore
 
 

@@ -120,7 +120,7 @@ class CheckedStream(Stream):
                 damaged = stack.enter_context(open_regular(path))
                 # Every reader of this machine finds the damage; one mends it, and the others then see another file.
                 fcntl.flock(damaged, fcntl.LOCK_EX)
-                if not os.path.samestat(os.fstat(damaged.fileno()), path.stat()):
+                if problem_of(path, raw) is None and self._problem_of_samples(path, shard) is None:
                     return
             self._bring(shard, raw, packed, problem)
         log.warning('%s: %s was damaged (%s) and has been replaced by a whole one', self._name, path, problem)

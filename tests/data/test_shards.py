@@ -1,17 +1,20 @@
 """Our shards are Streaming's, byte for byte; a packer can stop anywhere; damage is found."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewarm.config.errors import UserError
 from rewarm.data.convert import convert
 from rewarm.data.shards import Packer, ShardFormat, write_index
-from rewarm.data.verify import verify_dataset
+from rewarm.data.verify import foreign_datasets, verify_dataset
 from rewarm.formats.card import CARD_NAME
 
 
@@ -140,6 +143,9 @@ def edit_json(path, edit):
         (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(documents=3)), 'the card counts 3'),
         (lambda f: edit_json(f / CARD_NAME, lambda c: c.update(seq_len=64)), 'the card says 65'),
         (lambda f: edit_json(f / 'index.json', lambda c: c['shards'].pop(1)), 'the last token of the block before'),
+        (lambda f: bomb(f), 'it unpacks to 268,435,456 bytes, the index says'),
+        (lambda f: pipe(f), 'it is no regular file'),
+        (lambda f: edit_json(f / 'index.json', lambda c: c['shards'][0].update(column_sizes=[4])), 'column_sizes is 4'),
         (lambda f: (f / 'index.json').write_text('{'), r'index\.json: damaged: byte 1: no JSON'),
     ],
 )
@@ -149,6 +155,43 @@ def test_each_kind_of_damage_is_named(copy, damage, problem):
     damage(copy / 'train')
     problems = verify_dataset(copy)
     assert any(re.search(problem, line) for line in problems), problems
+
+
+def lose_card(folder):
+    for name in (CARD_NAME, 'rejects.jsonl'):
+        (folder / name).unlink()
+
+
+def test_a_dataset_of_another_program_is_foreign_and_not_damaged(copy):
+    assert foreign_datasets(copy) == []
+    lose_card(copy / 'train')
+    assert verify_dataset(copy) == []
+    assert foreign_datasets(copy) == [copy / 'train']
+    flip(copy / 'train' / 'shard.00001.mds.zstd')
+    assert len(verify_dataset(copy)) == 1
+
+
+def test_a_shard_that_is_there_both_ways_is_checked_both_ways(copy):
+    folder = copy / 'val'
+    for packed in folder.glob('*.zstd'):
+        packed.with_suffix('').write_bytes(zstandard.ZstdDecompressor().decompress(packed.read_bytes()))
+    assert verify_dataset(folder) == []
+    flip(folder / 'shard.00000.mds')
+    assert [line.split(': ')[0] for line in verify_dataset(folder)] == [str(folder / 'shard.00000.mds')]
+
+
+def bomb(folder):
+    data = zstandard.ZstdCompressor(level=1).compress(bytes(256 << 20))
+    (folder / 'shard.00001.mds.zstd').write_bytes(data)
+    edit_json(
+        folder / 'index.json',
+        lambda c: c['shards'][1]['zip_data'].update(bytes=len(data), hashes={'sha1': hashlib.sha1(data).hexdigest()}),
+    )
+
+
+def pipe(folder):
+    (folder / 'shard.00001.mds.zstd').unlink()
+    os.mkfifo(folder / 'shard.00001.mds.zstd')
 
 
 def flip(path):

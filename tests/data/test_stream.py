@@ -614,6 +614,38 @@ def test_the_card_must_agree_with_the_run(tmp_path, folders, built, tokenizer_pa
     refused(config, 'are 32 tokens long')
 
 
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'samples': 399, 'tokens': 399 * SEQ + 1}, 'the index counts 400 blocks, the card 399'),
+        ({'tokens': 400 * SEQ}, 'the card counts 6400 tokens'),
+        ({'vocab_size': -1}, 'dataset_card.json: damaged: vocab_size'),
+    ],
+)
+def test_index_and_card_must_belong_together(tmp_path, folders, tokenizer_path, changes, words):
+    folder = shutil.copytree(folders['new'], tmp_path / 'with_card')
+    write_card(folder, tokenizer_path, **changes)
+    config = single(tmp_path, local=str(folder)).model_copy(update={'tokenizer': str(tokenizer_path)})
+    refused(config, words)
+
+
+def test_ids_above_the_cards_vocabulary_are_refused_when_their_shard_is_read(tmp_path, folders, built, tokenizer_path):
+    folder = shutil.copytree(folders['new'], tmp_path / 'with_card')
+    write_card(folder, tokenizer_path, vocab_size=2000)
+    config = single(tmp_path, local=str(folder)).model_copy(update={'tokenizer': str(tokenizer_path)})
+    with pytest.raises(UserError, match=rf'{folder}/shard.000\d\d.mds cannot be used: it holds the token id 2\d\d\d'):
+        ids_of(built(config, total=400))
+
+
+def test_a_page_in_place_of_the_index_is_named_and_not_kept(tmp_path, folders, built):
+    remote, cache = shutil.copytree(folders['new'], tmp_path / 'remote'), tmp_path / 'cache'
+    (remote / 'index.json').write_text('<html>Please log in</html>')
+    config = single(tmp_path, remote=str(remote), local=str(cache))
+    refused(config, rf'new: {remote}/index.json: damaged: it is an HTML or XML page')
+    shutil.copy(Path(folders['new'], 'index.json'), remote / 'index.json')
+    assert len(ids_of(built(config))) == 20
+
+
 def test_a_card_comes_along_from_the_remote(tmp_path, folders, built, tokenizer_path):
     remote = shutil.copytree(folders['new'], tmp_path / 'with_card')
     write_card(remote, tokenizer_path)

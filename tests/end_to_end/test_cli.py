@@ -49,6 +49,12 @@ def test_verify_names_the_damage_and_exits_2(checkpoint, data, tmp_path):
 
     assert 'is whole' in rewarm('verify', checkpoint)
     assert 'is whole' in rewarm('verify', data / 'old')
+    foreign = shutil.copytree(data / 'old', tmp_path / 'foreign')
+    for name in ('dataset_card.json', 'rejects.jsonl'):
+        (foreign / name).unlink()
+    output = rewarm('verify', foreign)
+    assert 'another program made it' in output
+    assert 'is whole' in output
     shutil.copytree(checkpoint, tmp_path / 'broken')
     os.truncate(tmp_path / 'broken' / 'model.safetensors', 10)
     output = rewarm('verify', tmp_path / 'broken', code=2)

@@ -1,5 +1,6 @@
 """A run that is killed and started again is the run that was never killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -158,6 +159,41 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on(make_run, 
     assert len(events) == {'flipped byte': 2}.get(damage, 1)  # `latest` is put right as well
     if damage == 'flipped byte':
         assert (root / 'ba00000012.broken').exists()
+
+
+def test_damaged_records_are_left_out_told_once_and_stop_no_start(make_run, unbroken):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    shutil.rmtree(run.folder / 'checkpoints/ba00000012')
+    for name in ('metrics', 'evals', 'events'):
+        path = run.folder / f'{name}.jsonl'
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text(''.join([lines[0], '{}\n', '[' * 5000 + '\n', *lines[1:]]))
+    output = run.finish()
+    assert run.losses() == unbroken.losses()
+    assert sorted(run.evals()) == sorted(unbroken.evals())
+    for name in ('metrics', 'evals', 'events'):
+        path = run.folder / f'{name}.jsonl'
+        assert output.count(f'2 damaged lines of {path} left out, the first: {path}:2: damaged: ') == 1
+    text = (run.folder / 'events.jsonl').read_text()
+    told = [json.loads(line) for line in text.splitlines() if '"records_damaged"' in line]
+    assert [each['lines'] for each in told] == [2, 2, 2]
+    (run.folder / 'evals.jsonl').unlink()
+    (run.folder / 'evals.jsonl').mkdir()
+    output = run.finish(code=2)
+    assert 'evals.jsonl: damaged: it is a folder' in output
+    assert 'Traceback' not in output
+
+
+def test_a_set_that_is_added_where_the_run_stopped_is_evaluated_and_no_other_recorded_again(make_run, unbroken):
+    run = make_run()
+    shutil.copytree(unbroken.folder, run.folder)
+    sets = [line for line in run.lines('evals') if line['set'] == 'old']
+    (run.folder / 'evals.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in sets))
+    run.finish()
+    added = [line for line in run.lines('evals') if line['set'] == 'new']
+    assert run.lines('evals') == [*sets, *added]
+    assert [line['batch'] for line in added] == [12]
 
 
 def test_no_whole_checkpoint_is_a_refusal_and_never_a_new_start(make_run, unbroken):

@@ -232,9 +232,12 @@ class Mirror:
                     if self._refusals.attempt(url, functools.partial(self._bucket.upload, path, url)):
                         self._in_bucket[path] = now
 
-    def _tell_refusal(self, text: str) -> None:
-        self._record('upload_failed', reason=text, attempt=1, retry_in_seconds=None)
-        self._say(f'{text}.')
+    def _tell_refusal(self, url: str, reason: str | None) -> None:
+        if reason is None:
+            self._say(f'{url} was refused and is taken now.')
+        else:
+            self._record('upload_failed', reason=reason, url=url, attempt=1, retry_in_seconds=None)
+            self._say(f'{reason}. The bucket takes other objects; this one is tried again.')
 
     def _patiently(self, function: Callable[[], Result]) -> Result:
         """Calls a function again while the bucket does not answer, for a while."""

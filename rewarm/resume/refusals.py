@@ -41,11 +41,11 @@ class Refusals:
 
     Args:
         prove (Callable): Writes something else to the bucket; raises if that fails too.
-        tell (Callable[[str], None]): Called with the reason when an object is refused that was not before, and when it
-            is taken at last.
+        tell (Callable[[str, str | None], None]): Called with its URL and the reason when an object is refused that was
+            not before, and with its URL alone when it is taken at last.
     """
 
-    def __init__(self, prove: Callable[[], object], tell: Callable[[str], None]) -> None:
+    def __init__(self, prove: Callable[[], object], tell: Callable[[str, str | None], None]) -> None:
         self._prove = prove
         self._tell = tell
         self._refused: dict[str, _Refusal] = {}
@@ -70,10 +70,10 @@ class Refusals:
             since = time.monotonic() if before is None else before.since
             self._refused[url] = _Refusal(str(error), since, at_once=not isinstance(error, Declined))
             if before is None:
-                self._tell(f'{error}. The bucket takes other objects; this one is tried again')
+                self._tell(url, str(error))
             return False
         if self._refused.pop(url, None) is not None:
-            self._tell(f'{url} was refused and is taken now')
+            self._tell(url, None)
         return True
 
     def _prove_that_it_takes_others(self) -> None:

@@ -65,11 +65,17 @@ class S3Server:
         return [str(program), 'serve', 's3', *where, '--vfs-cache-mode', 'off', str(self.folder)]
 
     def start(self) -> None:
+        self._mend()
         keys = {'NANIO_ACCESS_KEY': ACCESS_KEY, 'NANIO_SECRET_KEY': SECRET_KEY}
         quiet = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
         self.process = subprocess.Popen([*self.within, *self.command], env={**os.environ, **keys}, **quiet)
         client = self.client()
-        wait_for(lambda: self._answers(client), what=f'the start of {self.kind}')
+        wait_for(lambda: self._answers(client), 120, what=f'the start of {self.kind}')
+
+    def _mend(self) -> None:
+        """Removes what nanio, killed in a PUT, leaves of it: it would answer InternalError to each later PUT of that key."""
+        for path in (self.folder / BUCKET / '.nanio-meta').rglob('*.json.tmp'):
+            path.unlink()
 
     def client(self):
         """A client of the test's own, with its own keys and no retries."""
@@ -120,5 +126,5 @@ class S3Server:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(how)
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None

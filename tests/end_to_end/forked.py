@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from rewarm import train
@@ -95,10 +96,33 @@ class Ranks:
         Raises:
             AssertionError: If they take longer; they are killed then.
         """
-        end = time.monotonic() + seconds
-        while left := self.running():
-            if time.monotonic() > end:
+        self.wait_while_it_moves(lambda: None, seconds)
+
+    def wait_while_it_moves(
+        self, progress: Callable[[], object], still_seconds: float, until: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Waits until all have ended, however long that takes on a busy machine.
+
+        Args:
+            progress (Callable): Something that changes as long as they get on.
+            still_seconds (float): How long it may stay as it is.
+            until (Callable): What else ends the wait.
+
+        Raises:
+            AssertionError: If it stays so for longer; they are killed then.
+        """
+        last, moved = progress(), time.monotonic()
+        looked = moved
+        while (left := self.running()) and not until():
+            time.sleep(0.005)
+            now = time.monotonic()
+            if now - looked < min(1.0, still_seconds / 10):
+                continue
+            looked, before = now, last
+            last = progress()
+            if last != before:
+                moved = now
+            if now - moved > still_seconds:
                 for rank in left:
                     self.send(rank, signal.SIGKILL)
-                raise AssertionError(f'ranks {left} had not ended after {seconds} s')
-            time.sleep(0.02)
+                raise AssertionError(f'ranks {left} had not ended {still_seconds} s after anything moved last')

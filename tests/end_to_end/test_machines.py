@@ -10,6 +10,7 @@ import pytest
 from rewarm.config.load import load
 from rewarm.resume.store import working_folder
 from tests.buckets.servers import BUCKET, S3Server
+from tests.buckets.unkind import Refusing
 from tests.end_to_end.waiting import wait_for, wait_until_free
 from tests.resume.clouds import MetadataServer
 
@@ -145,3 +146,29 @@ def parent_of(pid):
             return int(file.read().rpartition(')')[2].split()[1])
     except OSError:
         return None
+
+
+def test_a_finished_run_names_the_object_that_its_bucket_refuses_and_is_done_when_a_resume_needs_it_no_more(
+    make_run, bucket, monkeypatch
+):
+    proxy, run = Refusing(bucket), make_run()
+    for key, value in proxy.variables.items():
+        monkeypatch.setenv(key, value)
+    setting = f'run_folder=s3://{BUCKET}/runs/refused'
+    run.folder = working_folder(load(run.file, [setting]))
+    shutil.rmtree(run.folder, ignore_errors=True)
+    try:
+        proxy.answer = (403, 'AccessDenied')
+        proxy.refuses = lambda key: key.endswith(('ba00000012/manifest.json', '/latest'))
+        output = run.finish(setting, code=2)
+        assert 'runs/refused/checkpoints/ba00000012/manifest.json: ' in output
+        assert 'which a resume on another machine needs' in output
+        assert 'Traceback' not in output
+        proxy.answer = (500, 'InternalError')
+        proxy.refuses = lambda key: key.endswith('/latest')
+        output = run.finish(setting)
+        assert 'checkpoints/latest: ' in output
+        assert (bucket.folder / BUCKET / 'runs/refused/checkpoints/ba00000012/manifest.json').exists()
+    finally:
+        proxy.stop()
+        shutil.rmtree(run.folder, ignore_errors=True)

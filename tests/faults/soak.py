@@ -42,6 +42,10 @@ SETTINGS = [
     'checkpoints.interval=5ba',
 ]
 SURVIVORS_LEAVE_SECONDS = 60
+STILL_SECONDS = 300
+"""A start hangs if neither its log nor its folder nor the bucket has changed for as long; a busy machine alone is no fault."""
+IDLE_STARTS = 5
+"""As many starts in a row that ask for another one and train nothing are a fault."""
 LAUNCHER_WAITS_SECONDS = 30  # after a rank has failed, as `composer` does
 GOOD_CODES = {0, 75, -signal.SIGKILL}
 
@@ -87,8 +91,8 @@ class Broken(Run):
         faulty = wanted < 2 * BATCHES  # otherwise this start may finish the run
         starts = self._starts()
         ranks = Ranks(self.file, [*self.settings, f'data.num_workers={workers}'], count=RANKS, log=self.log)
-        while ranks.running() == list(range(RANKS)) and not (faulty and self.batches() >= wanted):
-            time.sleep(0.005)
+        every_rank = list(range(RANKS))
+        self._watch(ranks, until=lambda: ranks.running() != every_rank or (faulty and self.batches() >= wanted))
         self._note(f'{self.batches()} batches, {name}')
         fault(self, ranks)
         self._note(f'the S3 server is {"down" if self.server.process is None else "up"}')
@@ -102,8 +106,30 @@ class Broken(Run):
     def _starts(self) -> int:
         return sum(event['event'] == 'run_start' for event in self.lines('events'))
 
-    @staticmethod
-    def _wait_for_the_end(ranks: Ranks, *, watched: bool) -> None:
+    def finish(self) -> None:
+        """Starts it without a fault until it is finished; one that asks to be started again has its reasons."""
+        idle = 0
+        while True:
+            before = self.batches()
+            ranks = Ranks(self.file, self.settings, count=RANKS, log=self.log)
+            self._watch(ranks)
+            codes = set(ranks.codes.values())
+            if codes == {0}:
+                return
+            idle = 0 if self.batches() > before else idle + 1
+            assert codes == {75}, f'exit codes {ranks.codes} without a fault'
+            assert idle < IDLE_STARTS, f'{idle} starts have trained nothing and ask for another one'
+
+    def _watch(self, ranks: Ranks, until: Callable[[], bool] = lambda: False) -> None:
+        ranks.wait_while_it_moves(self._progress, STILL_SECONDS, until)
+
+    def _progress(self) -> tuple[int, ...]:
+        """Bytes of the log, of the records and in the bucket."""
+        records = [self.folder / f'{name}.jsonl' for name in ('metrics', 'evals', 'events')]
+        stored = (self.server.folder / BUCKET / f'run-{self.number}').rglob('*')
+        return (*(_size(path) for path in (self.log, *records)), sum(map(_size, stored)))
+
+    def _wait_for_the_end(self, ranks: Ranks, *, watched: bool) -> None:
         """Once they watch each other, the ranks leave by themselves; before that, their launcher ends those that are left."""
         if not watched:
             end = time.monotonic() + LAUNCHER_WAITS_SECONDS
@@ -111,11 +137,19 @@ class Broken(Run):
                 time.sleep(0.02)
             for rank in ranks.running():
                 ranks.send(rank, signal.SIGKILL)
-        ranks.wait(SURVIVORS_LEAVE_SECONDS)
+        self._watch(ranks)
 
     def _note(self, text: str) -> None:
         with self.log.open('a') as log:
             print(f'\n### {text}', file=log)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for what is not there or is being replaced."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def kill_all(run: Broken, ranks: Ranks) -> None:
@@ -254,10 +288,10 @@ def soak(minutes: float, seed: int, folder: Path, say: Callable[[str], None]) ->
     data.mkdir()
     # By itself: a converter's workers import what the script that starts them imports.
     convert = f"from pathlib import Path; from tests.end_to_end.conftest import make_data; make_data(Path('{data}'))"
-    subprocess.run([sys.executable, '-c', convert], cwd=ROOT, check=True, capture_output=True, timeout=240)
+    subprocess.run([sys.executable, '-c', convert], cwd=ROOT, check=True, capture_output=True, timeout=1200)
     unbroken = Run(folder / 'unbroken', data)
     whole = Ranks(unbroken.file, SETTINGS, count=RANKS, log=folder / 'unbroken' / 'log')
-    whole.wait(240)
+    whole.wait_while_it_moves(lambda: _size(unbroken.folder / 'metrics.jsonl'), STILL_SECONDS)
     assert set(whole.codes.values()) == {0}, (folder / 'unbroken' / 'log').read_text()[-3000:]
     server = S3Server(folder / 's3')
     os.environ |= server.variables
@@ -291,9 +325,7 @@ def _break(run: Broken, until: float) -> collections.Counter[str]:
     found: collections.Counter[str] = collections.Counter()
     while True:
         if time.monotonic() > until:
-            last = Ranks(run.file, run.settings, count=RANKS, log=run.log)
-            last.wait(240)
-            assert set(last.codes.values()) == {0}, f'exit codes {last.codes} without a fault'
+            run.finish()
             return found
         name, finished = run.live()
         if finished:

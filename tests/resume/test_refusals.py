@@ -78,7 +78,9 @@ def test_without_an_object_that_no_resume_needs_the_run_is_done_and_says_which_i
     assert run.mirror.flush(30)
     assert run.mirror.refusal() is None
     assert len(told(run, key)) == 1
-    assert run.recorded('upload_failed')[0]['reason'].startswith(f'{URL}/{key}: ')
+    (event,) = run.recorded('upload_failed')
+    assert event['url'] == f'{URL}/{key}'
+    assert event['reason'].startswith(f'{URL}/{key}: ')
     other = machine(start=False)
     assert other.mirror.fetch() == Fetched(name(4), 'bucket')
     assert files(other.root / name(4)) == files(run.root / name(4))
@@ -131,6 +133,7 @@ def test_a_manifest_waits_for_records_that_are_refused_for_a_moment(real, server
     server.refuses = lambda path: False
     assert run.mirror.flush(30)
     assert run.said[-1] == f'{URL}/metrics.jsonl was refused and is taken now.'
+    assert all('taken now' not in event['reason'] for event in run.recorded('upload_failed'))
 
 
 def test_newer_checkpoints_go_up_while_an_older_one_and_a_stages_end_are_refused(real, server, machine):

@@ -8,8 +8,11 @@ import os
 import struct
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+
+from rewarm.config.errors import DamagedFile
+from rewarm.formats.files import read_bytes
+from rewarm.formats.owner import LARGEST_OWNER_BYTES, parse_claim
 
 __all__ = ['Owner', 'find_claim', 'find_owner']
 
@@ -70,7 +73,7 @@ def find_claim(run_folder: Path) -> Owner | None:
     """
     path = run_folder / 'owner.json'
     try:
-        said = json.loads(path.read_text())
-        return Owner(said['pid'], said['host'], datetime.fromisoformat(said['since']).timestamp())
-    except (OSError, ValueError, KeyError, TypeError):
+        claim = parse_claim(read_bytes(path, largest_bytes=LARGEST_OWNER_BYTES), path)
+    except (FileNotFoundError, DamagedFile):
         return None
+    return Owner(claim.pid, claim.host, claim.since.timestamp())

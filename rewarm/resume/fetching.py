@@ -1,15 +1,18 @@
 """Brings a run's newest whole checkpoint, and the records that lead to it, from a bucket to a disk that lacks them."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rewarm.buckets.errors import Damaged
-from rewarm.config.errors import DamagedFile, UserError
+from rewarm.config.errors import UserError
 from rewarm.formats.checkpoint import LARGEST_BYTES, MANIFEST_FILE, NAME
 from rewarm.formats.files import read_bytes, write_whole
-from rewarm.formats.strict_json import Record, parse_record
+from rewarm.formats.records import EVENTS as EVENT_LINES
+from rewarm.formats.records import Damage, parse_lines
 from rewarm.resume.archive import Archive, put_in_place
 from rewarm.resume.checkpoint import problems
 
@@ -18,13 +21,6 @@ __all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch']
 RECORDS = ('metrics.jsonl', 'evals.jsonl')
 EVENTS = 'events.jsonl'
 LARGEST_EVENTS_BYTES = 256 << 20
-
-
-class _Time(Record):
-    """What is needed of an event to put it in its place."""
-
-    time: str
-    event: str
 
 
 @dataclass(frozen=True)
@@ -144,29 +140,21 @@ def _join_events(archive: Archive, folder: Path, say: Callable[[str], None]) -> 
     tails = ours[same:] + theirs[same:]
     if same < len(ours):
         tails.sort(key=lambda event: event.time)
-    lines = [event.line for event in [*ours[:same], *dict.fromkeys(tails)]]
-    write_whole(path, b''.join(line + b'\n' for line in lines))
+    write_whole(path, b''.join(event.line for event in [*ours[:same], *dict.fromkeys(tails)]))
 
 
 class _Event(NamedTuple):
-    """A line of ``events.jsonl``."""
+    """A line of ``events.jsonl``, with its newline."""
 
-    time: str
+    time: datetime
     line: bytes
 
 
 def _lines(data: bytes, where: object, say: Callable[[str], None]) -> list[_Event]:
-    """The events of a file; damaged lines are left out and told, but for the last one, which a kill may have torn."""
-    lines = data.split(b'\n')
-    found: list[_Event] = []
-    damaged: list[DamagedFile] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line:
-                found.append(_Event(parse_record(_Time, line, f'{where}:{number}').time, line))
-        except DamagedFile as error:
-            if number < len(lines):
-                damaged.append(error)
-    if damaged:
-        say(f'{len(damaged)} lines of {where} are left out, the first: {damaged[0]}')
+    """The events of a file; damaged lines are left out and told, but for a last one that a kill has torn."""
+    damage = Damage(str(where))
+    parsed = parse_lines(EVENT_LINES, io.BytesIO(data), damage)
+    found = [_Event(event.time or datetime.min.replace(tzinfo=UTC), line) for line, event in parsed]
+    if damage.lines:
+        say(f'{damage}.')
     return found

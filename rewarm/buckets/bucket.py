@@ -20,6 +20,7 @@ from rewarm.buckets.errors import BucketError, CutShort, Damaged, Unreachable
 from rewarm.buckets.parallel import in_parallel
 from rewarm.config.buckets import SCHEMES
 from rewarm.config.errors import UserError
+from rewarm.config.secrets import without_secrets
 from rewarm.formats.names import is_plain
 
 __all__ = ['LARGEST_READ_BYTES', 'Bucket', 'Entry', 'is_bucket', 'open_bucket', 'split_url']
@@ -29,6 +30,9 @@ READ_BYTES = 8 << 20
 
 LARGEST_READ_BYTES = 64 << 20
 """Of an object that is read at once: three times the largest index or tokenizer in use."""
+
+MOST_OBJECTS = 2_000_000
+"""Of one listing, which take some 500 MB."""
 
 DOWNLOAD_THREADS = 8
 READ_ATTEMPTS = 5
@@ -72,8 +76,10 @@ def open_bucket(url: str) -> 'Bucket':
     """A client for the store that ``url`` names; nothing is asked of the store yet.
 
     Raises:
-        UserError: If the scheme is unknown or the package that speaks it is not installed.
+        UserError: If the scheme is unknown, the URL holds keys, or the package that speaks it is not installed.
     """
+    if is_bucket(url):
+        split_url(url)  # before anything repeats it
     if url.startswith('s3://'):
         from rewarm.buckets.s3 import S3Bucket
 
@@ -82,7 +88,8 @@ def open_bucket(url: str) -> 'Bucket':
         from rewarm.buckets.cloud import CloudBucket
 
         return CloudBucket(url)
-    raise UserError(f'{url}: no bucket; write {", ".join(f"{scheme}://bucket/prefix" for scheme in SCHEMES)}')
+    places = ', '.join(f'{scheme}://bucket/prefix' for scheme in SCHEMES)
+    raise UserError(f'{without_secrets(url)}: no bucket; write {places}')
 
 
 class Bucket(ABC):
@@ -101,11 +108,16 @@ class Bucket(ABC):
 
         Their names may be used below any folder: keys that climb, are absolute or could be two files (``a/../b``,
         ``/etc/x``, ``a//b``) are left out with a warning, and a console's placeholders (``a/``) without.
+
+        Raises:
+            BucketError: If it cannot be listed, or has more objects than anyone needs.
         """
         _, top = split_url(url)
         found: list[Entry] = []
         odd: list[str] = []
-        for key, size, version in self._list(url):
+        for number, (key, size, version) in enumerate(self._list(url)):
+            if number == MOST_OBJECTS:
+                raise BucketError(f'{url}: there are more than {MOST_OBJECTS:,} objects; name a folder further down')
             inside = key.removeprefix(top)
             if top and inside and not (key.startswith(top) and inside.startswith('/')):
                 continue

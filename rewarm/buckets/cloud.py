@@ -134,6 +134,8 @@ class CloudBucket(Bucket):
         self._refuse_if_closed(url)
         try:
             yield
+        except UserError:
+            raise
         except FileNotFoundError as error:
             bucket, _ = split_url(url)
             raise BucketError(f'{url}: there is no bucket {bucket}, or it may not be seen ({error})') from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rewarm.buckets import bucket as bucket_module
 from rewarm.buckets import s3
 from rewarm.buckets.bucket import open_bucket, split_url
 from rewarm.buckets.errors import BucketError, Damaged, Unreachable
@@ -203,6 +204,13 @@ def test_placeholders_of_folders_and_siblings_are_left_out_without_a_word(anythi
     anything.objects = {f'data/{key}': b'' for key in ['run/', 'run/sub/', 'run/sub/a', 'run-2/a', 'runs', 'other/']}
     assert [entry.name for entry in open_bucket('s3://data').list('s3://data/run')] == ['sub/a']
     assert [entry.name for entry in open_bucket('s3://data').list('s3://data/run/sub/a')] == ['']
+
+
+def test_a_listing_without_end_is_an_error(anything, monkeypatch):
+    monkeypatch.setattr(bucket_module, 'MOST_OBJECTS', 3)
+    anything.objects = {f'data/run/{n}': b'' for n in range(4)}
+    with pytest.raises(BucketError, match='s3://data/run: there are more than 3 objects; name a folder further down'):
+        open_bucket('s3://data').list('s3://data/run')
 
 
 def test_no_more_is_read_than_was_asked_for(anything, tmp_path):

@@ -3,7 +3,6 @@
 import atexit
 import gc
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from rewarm import signals, terminal
 from rewarm.config.errors import RankError, UserError, disk_error
 
 __all__ = ['app', 'main']
@@ -32,15 +32,22 @@ Overrides = Annotated[
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
 
+LAST_WORDS_SECONDS = 0.5
+"""For what was written before a signal in the first seconds to reach the terminal."""
+
+TEE_SECONDS = 0.2
+"""A Ctrl-C that reaches this process also ends the `tee` that its output goes to; it is to be seen gone."""
+
 LATE_START_SECONDS = 10
 """By how much a rank may begin after another."""
 
 
 def main() -> NoReturn:
     """Runs the command line; errors of the user's input are printed without a traceback and leave with code 2."""
+    terminal.take_over()
     try:
         app(standalone_mode=True)
-    except UserError as error:
+    except (UserError, terminal.OutputError) as error:
         sys.exit(_tell(error))
     sys.exit(0)
 
@@ -125,11 +132,10 @@ def ranks(
 @app.command()
 def train(run: RunFile, overrides: Overrides = None) -> None:
     """Trains a run, or goes on with it. For several processes: composer -n 8 scripts/train.py RUN.yaml [KEY=VALUE]..."""
+    terminal.never_wait()
+    signals.answer_early(_start_again)
     from rewarm.config.load import load
 
-    # Until training listens itself, a signal means there is nothing to save yet: start me again.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: os._exit(EXIT_PREEMPTED))
     try:
         config = load(run, overrides or [])
     except UserError:
@@ -151,10 +157,16 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     _leave(code)
 
 
-def _tell(error: UserError) -> int:
+def _start_again() -> NoReturn:
+    time.sleep(TEE_SECONDS)
+    terminal.drain(LAST_WORDS_SECONDS)
+    os._exit(EXIT_PREEMPTED)
+
+
+def _tell(error: Exception) -> int:
     """Prints what the user has to know, once on each node; returns the exit code."""
     if _is_first_of_node() or isinstance(error, RankError):
-        print(error, file=sys.stderr)
+        print(terminal.printable(str(error)), file=sys.stderr)
     return EXIT_USER_ERROR
 
 
@@ -168,14 +180,12 @@ def _leave(code: int) -> NoReturn:
     Python would go on to clear up, and a SIGTERM ends it then: its handlers are gone. So can a thread of gloo's that
     lets go of a tensor late (SIGABRT).
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     try:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        terminal.drain()
     finally:
-        os._exit(code)  # a terminal that is gone does not change it either
+        os._exit(code)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from rewarm.config.load import dump
 from rewarm.config.plan import Plan
 from rewarm.config.schema import RunConfig
 from rewarm.config.secrets import redacted
+from rewarm.terminal import printable
 
 __all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_each_node', 'on_rank_zero', 'version_of', 'write_start_files']
 
@@ -46,7 +47,7 @@ Result = TypeVar('Result')
 def announce(text: str) -> None:
     """Says something once, on rank 0's standard error, above a progress bar if there is one."""
     if dist.get_global_rank() == 0:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

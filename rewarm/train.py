@@ -15,6 +15,7 @@ from composer import Evaluator, Time, TimeUnit, Trainer
 from composer.devices import Device
 from composer.utils import dist, get_device
 
+from rewarm import signals, terminal
 from rewarm.build import build_model
 from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
@@ -95,8 +96,10 @@ def run(config: RunConfig) -> int:
     dist.initialize_dist(device, timeout=STARTING_PATIENCE * hang_seconds + 60)
     stop = StopRequest(config.preemption.signals, config.preemption.grace_period.seconds)
     stop.install()  # after `import composer`, which takes the signals for itself
+    signals.start_resource_tracker()
     folder = working_folder(config)
     events = Events(folder, active=dist.get_global_rank() == 0)
+    terminal.on_loss(lambda reason: events.record('terminal_lost', reason=reason))
     store = RunStore(folder, config, record=events.record, say=announce)
     watchdog = Watchdog(
         rank=dist.get_global_rank(),

@@ -11,6 +11,7 @@ from rewarm.config.duration import Duration
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.schedules import Schedule, Section
 from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape, count_parameters, flops_per_token
+from rewarm.signals import StopSignal
 
 __all__ = [
     'MODEL_SHAPES',
@@ -279,10 +280,8 @@ class CheckpointConfig(Section):
 class PreemptionConfig(Section):
     """How the run learns that its machine goes away."""
 
-    signals: Annotated[
-        tuple[Literal['SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGUSR2', 'SIGHUP'], ...], Field(strict=False)
-    ] = ('SIGTERM', 'SIGINT', 'SIGUSR1')
-    """Signals after which the batch is finished, a checkpoint saved, and the process left with code 75."""
+    signals: Annotated[tuple[StopSignal, ...], Field(strict=False)] = ('SIGTERM', 'SIGINT', 'SIGUSR1', 'SIGHUP')
+    """Signals after which the batch is finished, a checkpoint saved, and the process left with code 75. SIGINT and SIGHUP (the terminal is closed) always are; under `nohup` SIGHUP is not heard."""
     notice: Literal['auto', 'aws', 'gcp', 'azure', 'none'] = 'auto'
     """Whose notices of preemption to look for: `auto` asks only the cloud this machine is in, if any; a cloud that is named must answer."""
     notice_url: Annotated[str, Field(pattern=r'^http://[^\s/?#@]+/?$')] | None = None

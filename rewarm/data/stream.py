@@ -8,7 +8,6 @@ import atexit
 import contextlib
 import functools
 import os
-import signal
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from rewarm import signals
 from rewarm.config.errors import UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig
 from rewarm.data.datasets import Dataset, open_datasets
@@ -46,8 +46,6 @@ IGNORED = -100
 
 _LONGEST_TEMPORARY_FOLDER = 107 - len('/pymp-12345678/listener-4194304-12345-12345678')
 """In bytes; Linux's sockets have names of at most 107, and multiprocessing adds this much."""
-
-_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,11 +201,8 @@ class _Loader(DataLoader[Any]):
     """A DataLoader that remembers its workers, and starts them deaf: a signal before they ignore it would kill them."""
 
     def __iter__(self) -> Any:
-        heard_before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHUTDOWN_SIGNALS)  # inherited by the workers
-        try:
+        with signals.held_back():
             iterator = super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard_before)
         _workers.update(getattr(iterator, '_workers', ()))
         return _Batches(iterator)
 
@@ -269,6 +264,4 @@ def _num_tokens(batch: dict[str, torch.Tensor]) -> int:
 
 def _ignore_shutdown_signals(worker: int) -> None:
     """A scheduler signals the whole group: the main process then saves, and needs its workers to the end."""
-    for number in _SHUTDOWN_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHUTDOWN_SIGNALS)
+    signals.ignore()

@@ -2,18 +2,21 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from rewarm import signals, terminal
 from rewarm.resume.clouds import Notice
 
 __all__ = ['EXIT_PREEMPTED', 'StopRequest']
 
 EXIT_PREEMPTED = 75
 """Exit code for 'start me again': EX_TEMPFAIL of sysexits.h."""
+
+LAST_WORDS_SECONDS = 0.5
+"""For the words of a second signal to reach the terminal."""
 
 SAME_REQUEST_SECONDS = 5
 """A signal to a whole process group reaches a rank twice, from the sender and passed on by the launcher."""
@@ -23,7 +26,8 @@ class StopRequest:
     """Remembers signals and notices. The second signal ends the process at once; a signal after a notice is the first.
 
     Args:
-        signals (Sequence[str]): Names such as ``'SIGTERM'``; SIGINT is always among them.
+        signals (Sequence[str]): Names such as ``'SIGTERM'``; SIGINT and SIGHUP, which come from a terminal, are
+            always among them; a SIGHUP that `nohup` has switched off stays off.
         grace_period_seconds (float): From a signal to the kill; before a notice's deadline the run stops this early.
 
     Attributes:
@@ -32,7 +36,7 @@ class StopRequest:
     """
 
     def __init__(self, signals: Sequence[str], grace_period_seconds: float = 25) -> None:
-        self.signals = tuple(dict.fromkeys([*signals, 'SIGINT']))
+        self.signals = tuple(dict.fromkeys([*signals, 'SIGINT', 'SIGHUP']))
         self.grace_period_seconds = grace_period_seconds
         self.received: str | None = None
         self.agreed: str | None = None
@@ -42,8 +46,7 @@ class StopRequest:
 
     def install(self) -> None:
         """Takes over the signals. After ``import composer``, which installs handlers that exit without saving."""
-        for name in self.signals:
-            signal.signal(signal.Signals[name], self._on_signal)
+        signals.listen(self.signals, self._on_signal)
 
     def on_notice(self, notice: Notice) -> None:
         """Wants a checkpoint soon, and a stop when the deadline is near; called by the thread that polls."""
@@ -83,7 +86,8 @@ class StopRequest:
             return
         if self.received is not None:
             # Also right in the middle of a save: a checkpoint is visible only when whole.
-            os.write(sys.stderr.fileno(), f'\n{name} again: leaving at once, without saving.\n'.encode())
+            terminal.say(f'{name} again: leaving at once, without saving.')
+            terminal.drain(LAST_WORDS_SECONDS)
             os._exit(EXIT_PREEMPTED)
         self.received, self._received_at = name, now
-        os.write(sys.stderr.fileno(), f'\n{name}: saving after this batch, then exit {EXIT_PREEMPTED}.\n'.encode())
+        terminal.say(f'{name}: saving after this batch, then exit {EXIT_PREEMPTED}.')

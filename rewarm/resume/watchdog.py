@@ -6,7 +6,6 @@ prints it, gives the main thread a moment to leave by itself, and then ends the 
 collective that never returns. If it holds the interpreter's lock there, the kernel ends the process (``backstop``).
 """
 
-import contextlib
 import faulthandler
 import os
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from rewarm import terminal
 from rewarm.config.errors import UserError
 from rewarm.resume.backstop import Backstop
 from rewarm.resume.channel import Hub, Line, Peer
@@ -207,7 +207,7 @@ class Watchdog:
                 if cause is not None and self._left is None:
                     self._leave(cause)
         except Exception as error:
-            _say(f'The watchdog of rank {self.rank} has failed: {error!r}')
+            terminal.say(f'The watchdog of rank {self.rank} has failed: {error!r}')
             if self.record is not None:
                 self.record('watch_failed', rank=self.rank, reason=repr(error)[:LONGEST_REASON])
         finally:
@@ -317,9 +317,9 @@ class Watchdog:
         self._cause = cause
         end = time.monotonic() + self.leave_seconds
         self._backstop.arm(2 * self.leave_seconds)
-        _say(f'{cause.text[0].upper()}{cause.text[1:]}. Leaving with {cause.exit_code}.')
+        terminal.say(f'{cause.text[0].upper()}{cause.text[1:]}. Leaving with {cause.exit_code}.')
         if cause.kind == 'hung':
-            faulthandler.dump_traceback(file=2)
+            terminal.say(_stacks())
         self._found.set()
         # The disk may be what hangs.
         notes = threading.Thread(target=self._note, args=(cause,), daemon=True)
@@ -330,12 +330,12 @@ class Watchdog:
                 return
             if cause.kind == 'hung' and not notes.is_alive() and self._all_know():
                 break
+        terminal.drain()
         os._exit(cause.exit_code)
 
     def _note(self, cause: Cause) -> None:
         if cause.kind == 'hung' and self.folder is not None:
-            with (self.folder / f'stacks-rank{self.rank}.txt').open('w') as file:
-                faulthandler.dump_traceback(file=file)
+            (self.folder / f'stacks-rank{self.rank}.txt').write_text(_stacks())
         about = {'rank': cause.rank, 'host': cause.host, 'seconds': cause.seconds}
         if self.record is not None and cause.kind == 'lost':
             self.record('rank_lost', **about)
@@ -367,6 +367,9 @@ def _member(rank: int, peer: Peer) -> Member:
     )
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads; what has to be done does not wait for a reader
-        os.write(2, f'\n{printable(text)}\n'.encode())
+def _stacks() -> str:
+    """What every thread is at, by way of memory: a terminal that stands still must not hold this process here."""
+    with open(os.memfd_create('stacks'), 'r+') as file:
+        faulthandler.dump_traceback(file=file)
+        file.seek(0)
+        return file.read()

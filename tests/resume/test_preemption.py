@@ -18,7 +18,7 @@ def notice(seconds, what='the instance is terminated'):
 
 @pytest.fixture
 def stop():
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)}
     request = StopRequest(['SIGUSR1'], grace_period_seconds=25)
     request.install()
     yield request

@@ -225,6 +225,7 @@ def convert(
     progress: Annotated[bool, typer.Option(help='Show a bar on stderr.')] = True,
 ) -> None:
     """Turns text into shards with a dataset card. Killed and started again, it finishes and ends byte-equal."""
+    terminal.never_wait()
     from rewarm.data.convert import convert as run_conversion
 
     if len(sources) < 2:

@@ -85,6 +85,7 @@ class _Descriptor(io.RawIOBase):
         if self._waits:
             self._deliver(bytes(data))
         elif self._queue.qsize() < MOST_WAITING:
+            self._note_left_out()
             self._queue.put(bytes(data))
             self._start_thread()
         else:
@@ -101,6 +102,7 @@ class _Descriptor(io.RawIOBase):
         if self._thread is None:
             self._look_for_reader()
             return
+        self._note_left_out()
         reached = threading.Event()
         self._queue.put(reached)
         reached.wait(seconds)
@@ -108,6 +110,11 @@ class _Descriptor(io.RawIOBase):
     def after_fork(self) -> None:
         """The child has neither the thread nor a right to what waits."""
         self._queue, self._thread, self._left_out, self._spare = queue.SimpleQueue(), None, 0, None
+
+    def _note_left_out(self) -> None:
+        if self._left_out:
+            left_out, self._left_out = self._left_out, 0
+            self._queue.put(f'\n[{left_out} writes are left out here: nobody read them]\n'.encode())
 
     def _start_thread(self) -> None:
         if self._thread is None:
@@ -121,9 +128,6 @@ class _Descriptor(io.RawIOBase):
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            if self._left_out:
-                left_out, self._left_out = self._left_out, 0
-                self._deliver(f'\n[{left_out} writes are left out here: nobody read them]\n'.encode())
             self._deliver(item)
 
     def _look_for_reader(self) -> None:

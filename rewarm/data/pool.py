@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
+from rewarm import terminal
 from rewarm.config.errors import UserError
 
 PATIENCE_SECONDS = 600.0
@@ -118,6 +119,7 @@ class Workers:
 
 def _serve(pipe: Connection, make: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    terminal.take_over()  # a warning that nobody reads is no reason to fail
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     work: Callable[[Any], Any] | None = None
     while True:

@@ -21,6 +21,7 @@ from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
+from rewarm.formats.checkpoint import RewarmState
 from rewarm.formats.records import Damage
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
@@ -329,7 +330,8 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
     if config.model.init_from.startswith('checkpoint:'):
         origin = open_checkpoint(Path(config.model.init_from.removeprefix('checkpoint:')))
         # Of the other run only the tensors and the last rate come along; its stage is not ours.
-        carried = {**origin.state['algorithms']['Rewarm'], 'stage': None}
+        remembered = (origin.saved.algorithms or {}).get('Rewarm', RewarmState())
+        carried = {**remembered.model_dump(), 'stage': None}
         return RunState(0, {'Rewarm': carried}, origin)
     return RunState()
 

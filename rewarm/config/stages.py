@@ -1,6 +1,5 @@
 """Stages with every length in whole batches and tokens, and every rate a number."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.config.duration import Duration
+from rewarm.config.errors import DamagedFile
 from rewarm.config.resolve import find_misfits, resolve_schedule
 from rewarm.config.schedules import BaseSchedule, MultistepSchedule
 from rewarm.config.schema import RunConfig, StageConfig
 from rewarm.config.source import Loc
+from rewarm.formats.checkpoint import STATE_FILE, read_state
 from rewarm.schedule.curves import make_curve, phase_edges
 
 _NO_PREVIOUS = (
@@ -151,14 +152,16 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     kind, _, folder = config.model.init_from.partition(':')
     if kind != 'checkpoint':
         return None, _NO_PREVIOUS
-    state = Path(folder) / 'state.json'
+    state = Path(folder) / STATE_FILE
     if '://' in folder or not state.parent.is_dir():
         return None, None
     try:
-        lr = json.loads(state.read_text(encoding='utf-8'))['lr']
-        return float(lr), None
-    except (OSError, ValueError, TypeError, KeyError):
+        lr = read_state(state.parent)[0].lr
+    except (FileNotFoundError, DamagedFile) as error:
+        return None, f'is `current`, and the checkpoint holds none ({error}). Write the rate as a number'
+    if lr is None:
         return None, f'is `current`, but {state} holds no rate `lr`. Write the rate as a number'
+    return lr, None
 
 
 def _find_unit_problems(stage: StageConfig, at: Loc) -> list[tuple[Loc, str]]:

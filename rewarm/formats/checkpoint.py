@@ -25,6 +25,7 @@ from rewarm.formats.strict_json import Record, parse_json, parse_record
 __all__ = [
     'BROKEN_SUFFIX',
     'FORMAT',
+    'LATEST_FILE',
     'MANIFEST_FILE',
     'MODEL_FILE',
     'NAME',
@@ -43,6 +44,7 @@ __all__ = [
     'optimizer_file',
     'parse_manifest',
     'parse_state',
+    'read_latest',
     'read_manifest',
     'read_state',
 ]
@@ -52,6 +54,8 @@ NAME = re.compile(r'ba(\d{8})', re.ASCII)
 MODEL_FILE = 'model.safetensors'
 STATE_FILE = 'state.json'
 MANIFEST_FILE = 'manifest.json'
+LATEST_FILE = 'latest'
+"""Beside the checkpoints: the newest one's name, for people and scripts."""
 UNFINISHED_FILE = 'unfinished.json'
 """In a bucket: a copy of the manifest while the files go up or are deleted."""
 OPTIMIZER_FILE = re.compile(r'optimizer-(\d{4,})\.safetensors', re.ASCII)
@@ -145,6 +149,8 @@ class SavedState(Record):
     optimizer: dict[str, Any] | None = None
     stages: list[BegunStage] | None = None
     algorithms: dict[str, RewarmState] | None = None
+    tensors: dict[str, str] | None = None
+    """SHA-256 of each file of tensors that belongs to it; checkpoints of earlier versions have none."""
 
     @model_validator(mode='after')
     def _all_of_a_run_or_nothing(self) -> 'SavedState':
@@ -164,7 +170,7 @@ class SavedState(Record):
     def lacks(self) -> list[str]:
         """The keys that a run needs to go on from it and that are not there, such as ``stages.0.identity.tokens``."""
         found = [] if 'Rewarm' in (self.algorithms or {}) else ['algorithms.Rewarm']
-        return found + list(_unset(self, ''))
+        return found + [key for key in _unset(self, '') if key not in ('format', 'tensors')]
 
 
 def checkpoint_name(batch: int) -> str:
@@ -192,9 +198,12 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
     Raises:
         DamagedFile: If it is not one that this version of rewarm reads, in any point.
     """
-    _check_format(parse_json(data, where), where)
+    content = parse_json(data, where)
+    _check_format(content, where)
+    if isinstance(content, dict) and isinstance(names := cast('dict[str, object]', content).get('files'), dict):
+        # First: a message about an entry gives its name as it is.
+        check_names(cast('dict[str, object]', names), where, reserved=(MANIFEST_FILE, UNFINISHED_FILE))
     manifest = parse_record(Manifest, data, where)
-    check_names(manifest.files, where, reserved=(MANIFEST_FILE, UNFINISHED_FILE))
     for name in manifest.files:
         if '/' in name:
             raise DamagedFile(where, place=f'the name {name!r:.100}', what='is in a folder')
@@ -238,6 +247,15 @@ def read_state(folder: Path) -> tuple[SavedState, dict[str, Any]]:
     """
     path = folder / STATE_FILE
     return parse_state(read_bytes(path, largest_bytes=LARGEST_BYTES), path)
+
+
+def read_latest(root: Path) -> str | None:
+    """The checkpoint that ``latest`` names; ``None`` if it is not there or names none."""
+    try:
+        name = read_bytes(root / LATEST_FILE, largest_bytes=LARGEST_BYTES).decode().strip()
+    except (FileNotFoundError, DamagedFile, UnicodeDecodeError):
+        return None
+    return name if NAME.fullmatch(name) else None
 
 
 def _unset(record: Record, way: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from rewarm.config.errors import DamagedFile, UserError
 
-__all__ = ['flush', 'open_regular', 'private_folder', 'read_bytes', 'refuse_lost_link', 'write_whole']
+__all__ = ['flush', 'open_regular', 'private_folder', 'read_bytes', 'refuse_lost_link', 'regular_files', 'write_whole']
 
 LARGEST_BYTES = 1 << 30
 """Of a file that is read at once. An index of 35,000 shards has 20 MB, the tokenizers in use at most 20 MB."""
@@ -64,6 +64,24 @@ def refuse_lost_link(path: Path) -> None:
     """
     if path.is_symlink() and not path.exists():
         raise DamagedFile(path, what='it is a link that leads nowhere')
+
+
+def regular_files(folder: Path) -> dict[str, int]:
+    """Bytes of each regular file of a folder, or of what a link there leads to, by name.
+
+    Raises:
+        OSError: If the folder cannot be listed.
+    """
+    found: dict[str, int] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nothing, or deleted while we looked
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found[entry.name] = status.st_size
+    return found
 
 
 def write_whole(path: Path, data: bytes, *, temporary: Path | None = None) -> None:

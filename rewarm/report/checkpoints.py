@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewarm.config.errors import DamagedFile
+from rewarm.formats.checkpoint import read_manifest
+from rewarm.formats.files import regular_files
+
 __all__ = ['Saved', 'find_saved']
 
-NAME = re.compile(r'ba(\d{8})(\.broken)?')
+_NAME = re.compile(r'ba(\d{8})((?:\.\d+)?\.broken)?', re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,36 +40,28 @@ def find_saved(run_folder: Path) -> list[Saved]:
     Returns:
         list[Saved]: With those that a start has set aside; never half-written ones.
     """
-    found = []
+    found: list[Saved] = []
     for path in (run_folder / 'checkpoints').glob('ba*'):
-        match = NAME.fullmatch(path.name)
-        if match is None or not path.is_dir():
+        match = _NAME.fullmatch(path.name)
+        if match is None:
             continue
-        try:
-            sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-            expected = _sizes(path / 'manifest.json')
-        except FileNotFoundError as error:
-            if not path.is_dir():
-                continue  # deleted while we looked
-            expected = f'{Path(error.filename).name} is missing'
-            sizes = {}
-        if isinstance(expected, str):
-            found.append(Saved(path.name, int(match[1]), sum(sizes.values()), expected, bool(match[2])))
-            continue
-        problems = [
-            f'{name} is missing' if name not in sizes else f'{name} has {sizes[name]:,} bytes instead of {size:,}'
-            for name, size in expected.items()
-            if sizes.get(name) != size
-        ]
-        found.append(
-            Saved(path.name, int(match[1]), sum(expected.values()), '; '.join(problems) or None, bool(match[2]))
-        )
+        size, problem = _look(path) if path.is_dir() else (0, 'it is no folder')
+        if os.path.lexists(path):  # or deleted while we looked
+            found.append(Saved(path.name, int(match[1]), size, problem, bool(match[2])))
     return sorted(found, key=lambda each: each.batch, reverse=True)
 
 
-def _sizes(manifest: Path) -> dict[str, int] | str:
-    """Bytes of each file by the manifest, or what is wrong with it."""
+def _look(path: Path) -> tuple[int, str | None]:
+    """Bytes of a checkpoint, and why it cannot be complete."""
+    there: dict[str, int] = {}
     try:
-        return {name: int(each['bytes']) for name, each in json.loads(manifest.read_text())['files'].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 'manifest.json cannot be read'
+        there = regular_files(path)
+        manifest = read_manifest(path)
+    except DamagedFile as error:
+        return sum(
+            there.values()
+        ), f'manifest.json cannot be read: {error.place + ": " if error.place else ""}{error.what}'
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        return sum(there.values()), f'manifest.json {"is missing" if missing else f"cannot be read: {error.strerror}"}'
+    return sum(entry.bytes for entry in manifest.files.values()), '; '.join(manifest.wrong_sizes(there)) or None

@@ -16,7 +16,6 @@ from rewarm.buckets.bucket import Bucket, Entry
 from rewarm.buckets.errors import Damaged
 from rewarm.config.errors import DamagedFile
 from rewarm.formats.checkpoint import (
-    BROKEN_SUFFIX,
     LARGEST_BYTES,
     MANIFEST_FILE,
     NAME,
@@ -28,6 +27,7 @@ from rewarm.formats.checkpoint import (
     read_state,
 )
 from rewarm.formats.files import flush, read_bytes, write_whole
+from rewarm.resume.folders import point_latest, set_aside
 from rewarm.resume.refusals import Refusals
 
 __all__ = ['Archive', 'put_in_place']
@@ -248,14 +248,9 @@ def put_in_place(draft: Path, root: Path, name: str) -> Path:
     """
     target = root / name
     if os.path.lexists(target):
-        aside = target.with_name(target.name + BROKEN_SUFFIX)
-        _delete(aside)
-        target.rename(aside)
+        set_aside(target)
     draft.rename(target)
-    latest = root / 'latest'
-    if latest.is_symlink() or not latest.is_dir():  # a folder is set aside where the run looks for its newest
-        write_whole(latest, f'{name}\n'.encode(), temporary=root / f'{TEMPORARY_PREFIX}latest')
-    flush(root)
+    point_latest(root, name)
     return target
 
 

@@ -14,7 +14,7 @@ from rewarm.formats.files import read_bytes, write_whole
 from rewarm.formats.records import EVENTS as EVENT_LINES
 from rewarm.formats.records import Damage, parse_lines
 from rewarm.resume.archive import Archive, put_in_place
-from rewarm.resume.checkpoint import problems
+from rewarm.resume.verification import damage
 
 __all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch']
 
@@ -102,7 +102,7 @@ def fetch(
 
 def _why_not(archive: Archive, path: Path, *, exactly: bool) -> str:
     """Why a local checkpoint will not do, in words; empty if it will."""
-    if found := '; '.join(problems(path)):
+    if found := '; '.join(damage(path)):
         return found
     manifest = read_bytes(path / MANIFEST_FILE, largest_bytes=LARGEST_BYTES)
     if exactly and not archive.bucket.holds(f'{archive.url}/{path.name}/{MANIFEST_FILE}', manifest):

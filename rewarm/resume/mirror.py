@@ -17,11 +17,11 @@ from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.checkpoint import NAME
 from rewarm.formats.files import private_folder
 from rewarm.resume.archive import Archive
-from rewarm.resume.checkpoint import problems
 from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch
 from rewarm.resume.ownership import Ownership
 from rewarm.resume.refusals import Refusals, Refused
 from rewarm.resume.uploads import Job, Lag, Uploads
+from rewarm.resume.verification import damage
 
 __all__ = ['Fetched', 'Lag', 'Mirror', 'local_folder']
 
@@ -156,7 +156,7 @@ class Mirror:
 
     def _upload(self, job: Job) -> None:
         path, started, sent = self.folder / 'checkpoints' / job.name, time.monotonic(), self._bucket.bytes_sent
-        if job.verify and (found := problems(path)):
+        if job.verify and (found := damage(path)):
             raise OSError(f'{path} is not whole: {"; ".join(found)}')
         url, new = f'{self._archive.url}/{job.name}', False
 

@@ -5,22 +5,27 @@ random numbers are functions of that number and of the run file; none of them is
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Algorithm, Event, Logger, State, Timestamp
 from composer.utils import dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.plan import Plan, StagePlan, check_stage_change, identity
 from rewarm.config.schema import RunConfig
+from rewarm.formats.checkpoint import MANIFEST_FILE, STATE_FILE
 from rewarm.resume.checkpoint import Checkpoint
+from rewarm.resume.verification import MOMENTS
 
 __all__ = [
     'Restore',
@@ -96,7 +101,7 @@ def state_without_training(source: str) -> dict[str, Any]:
 
 def previous_lr(saved: Checkpoint | None) -> float | None:
     """The rate before the run's first stage, for ``current`` there; ``None`` before the first checkpoint."""
-    return None if saved is None else saved.state['stages'][0]['lr_before']
+    return None if saved is None or not saved.saved.stages else saved.saved.stages[0].lr_before
 
 
 def refuse_changes(saved: Checkpoint | None, config: RunConfig, plan: Plan) -> None:
@@ -117,7 +122,11 @@ def refuse_changes(saved: Checkpoint | None, config: RunConfig, plan: Plan) -> N
     for record, stage in zip(begun, plan.stages, strict=False):
         old = record['identity']
         inside = saved.batch - record['start_batch']
-        found += check_stage_change(old, stage, batch_in_stage=inside, ended=inside >= old['batches'])
+        try:
+            found += check_stage_change(old, stage, batch_in_stage=inside, ended=inside >= old['batches'])
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a curve that no version has written
+            place = f'stages.{stage.index}.identity'
+            raise DamagedFile(saved.path / STATE_FILE, place=place, what=f'no stage ({error!r:.100})') from None
     begins = any(stage.start_batch == saved.batch for stage in plan.stages)
     if not begins:
         found += _differences(saved.state['optimizer'], _optimizer_settings(config))
@@ -218,30 +227,49 @@ def load_model(model: Module, checkpoint: Checkpoint) -> None:
     """Copies the parameters of ``checkpoint`` into ``model``, one tensor at a time.
 
     Raises:
-        RuntimeError: If names or shapes differ.
+        UserError: If the file cannot be read, names or shapes differ, or a number is NaN or infinite.
     """
-    with safe_open(checkpoint.model_file, framework='pt') as file:
-        _copy(dict(model.state_dict()), file)
+    targets, path = dict(model.state_dict()), checkpoint.model_file
+    with _opened(path) as file, torch.no_grad():
+        _check_names(set(file.keys()), set(targets), path)
+        for name, target in targets.items():
+            target.copy_(_read(file, name, target.shape, path))
+            _check_numbers(target, name, path)
 
 
 def load_optimizer(model: Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Restores AdamW's moments and step counts; rate, betas and decay stay as the run file has them.
 
     The files may change or go afterwards: the moments are memory of this process, on their parameters' devices.
+
+    Raises:
+        UserError: If a file cannot be read, its tensors are not those of the parameters, or a number is none that AdamW
+            writes.
     """
-    index = {name: i for i, name in enumerate(_optimizer_names(model, optimizer))}
-    device = {name: parameter.device for name, parameter in model.named_parameters()}
-    per_parameter: dict[int, dict[str, Tensor]] = {}
+    parameters, names = dict(model.named_parameters()), _optimizer_names(model, optimizer)
+    expected = {f'{name}.{what}' for name in names for what in MOMENTS}
+    per_parameter: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
+    index = {name: i for i, name in enumerate(names)}
     for path in checkpoint.optimizer_files:
-        # By default a tensor is a view of the mapped file, for as long as it lives; AdamW would keep it for the run.
-        with safe_open(path, framework='pt', backend='pread') as file:
+        with _opened(path) as file:
             for key in file.keys():
+                if key not in expected:
+                    raise DamagedFile(
+                        path, place=f'{key!r:.100}', what='is there twice, or of no parameter of this model'
+                    )
+                expected.remove(key)
                 name, _, what = key.rpartition('.')
-                value = file.get_tensor(key)
+                parameter = parameters[name]
+                value = _read(file, key, torch.Size() if what == 'step' else parameter.shape, path)
                 # The step count goes where the optimizer wants it; the rest at once, so that the host holds one tensor.
-                per_parameter.setdefault(index[name], {})[what] = value if what == 'step' else value.to(device[name])
+                value = value if what == 'step' else value.to(parameter.device)
+                _check_numbers(value, key, path, negative=what == 'exp_avg')
+                per_parameter[index[name]][what] = value
+    loaded = {i: state for i, state in per_parameter.items() if state}
+    if loaded and expected:
+        raise DamagedFile(checkpoint.path, place=MANIFEST_FILE, what=f'no optimizer file has {min(expected)}')
     # Passing the current groups back keeps the run file's hyperparameters.
-    optimizer.load_state_dict({'state': per_parameter, 'param_groups': optimizer.state_dict()['param_groups']})
+    optimizer.load_state_dict({'state': loaded, 'param_groups': optimizer.state_dict()['param_groups']})
 
 
 def optimizer_tensors(model: Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -256,15 +284,38 @@ def _optimizer_names(model: Module, optimizer: Optimizer) -> list[str]:
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group['params']]
 
 
-def _copy(targets: Mapping[str, Tensor], file: Any) -> None:
-    names = set(file.keys())
-    if names != set(targets):
-        raise RuntimeError(f'{sorted(names ^ set(targets))[:4]} are in the checkpoint or in the model, not in both')
-    with torch.no_grad():
-        for name, target in targets.items():
-            source = file.get_tensor(name)
-            if source.shape != target.shape:
-                raise RuntimeError(
-                    f'{name} has shape {tuple(source.shape)} in the checkpoint, {tuple(target.shape)} here'
-                )
-            target.copy_(source)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors. By default each is a view of the mapped file; AdamW would keep it mapped for the whole run."""
+    try:
+        with safe_open(path, framework='pt', backend='pread') as file:
+            yield file
+    except SafetensorError as error:
+        raise DamagedFile(path, what=f'it cannot be read as tensors ({error})') from None
+
+
+def _check_names(there: set[str], wanted: set[str], path: Path) -> None:
+    if there != wanted:
+        odd = ', '.join(f'{name!r:.100}' for name in sorted(there ^ wanted)[:4])
+        raise DamagedFile(path, what=f'{odd}: in the file or in the model of this run, not in both')
+
+
+def _read(file: Any, name: str, shape: torch.Size, path: Path) -> Tensor:
+    value: Tensor = file.get_tensor(name)
+    if value.shape != shape or value.dtype != torch.float32:
+        kind = str(value.dtype).removeprefix('torch.')
+        raise DamagedFile(
+            path, place=name, what=f'is {kind} of shape {tuple(value.shape)}, in this run float32 of {tuple(shape)}'
+        )
+    return value
+
+
+def _check_numbers(value: Tensor, name: str, path: Path, *, negative: bool = True) -> None:
+    least, greatest = value.aminmax() if value.numel() else (value.new_zeros(()),) * 2  # NaN where there is one
+    if not math.isfinite(least) or not math.isfinite(greatest) or (least < 0 and not negative):
+        raise DamagedFile(
+            path,
+            place=name,
+            what=f'has numbers from {float(least)} to {float(greatest)}, which training cannot go on from. '
+            'Remove this checkpoint to go on from the one before',
+        )

@@ -10,6 +10,7 @@ from composer.utils import dist
 
 from rewarm.config.errors import UserError
 from rewarm.config.schema import RunConfig
+from rewarm.formats.checkpoint import read_latest
 from rewarm.resume.checkpoint import Checkpoint, find_newest_valid, remove_leftovers, retain
 from rewarm.resume.lock import run_lock
 from rewarm.resume.mirror import Mirror, local_folder
@@ -81,7 +82,8 @@ class RunStore:
         """
         fetched = None if self.mirror is None else self.mirror.fetch()
         remove_leftovers(self.checkpoints)
-        found = find_newest_valid(self.checkpoints, self.record, hashed=None if fetched is None else fetched.name)
+        hashed = None if fetched is None else fetched.name
+        found = find_newest_valid(self.checkpoints, self.record, hashed=hashed, trained=True)
         if found is None:
             return None
         from_bucket = fetched is not None and (fetched.name, fetched.where) == (found.path.name, 'bucket')
@@ -89,8 +91,7 @@ class RunStore:
 
     def latest(self) -> str | None:
         """The newest checkpoint's name, as the last save or start left it."""
-        path = self.checkpoints / 'latest'
-        return path.read_text().strip() if path.exists() else None
+        return read_latest(self.checkpoints)
 
     def begin(self, stage_ends: Collection[int]) -> bool:
         """Lets the bucket catch up with what earlier starts left here; for the rank that holds the run.

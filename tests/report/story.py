@@ -5,6 +5,7 @@ The story keeps its own account of where the time went, second by second, withou
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from datetime import datetime, timedelta
@@ -191,6 +192,8 @@ def write_checkpoint(path: Path) -> None:
     files = {'model.safetensors': b'0' * 300, 'optimizer-0000.safetensors': b'1' * 600, 'state.json': b'{}'}
     for name, content in files.items():
         (path / name).write_bytes(content)
-    described = {name: {'bytes': len(content), 'sha256': '-'} for name, content in files.items()}
+    described = {
+        name: {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
     (path / 'manifest.json').write_text(json.dumps({'format': 1, 'files': described}))
     (path.parent / 'latest').write_text(path.name + '\n')

@@ -1,0 +1,149 @@
+"""Checkpoint folders renamed and removed: never through a link, and never what somebody else put there."""
+
+import os
+import shutil
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.checkpoint import (
+    BROKEN_SUFFIX,
+    LATEST_FILE,
+    MANIFEST_FILE,
+    NAME,
+    TEMPORARY_PREFIX,
+    batch_of,
+    read_manifest,
+)
+from rewarm.formats.files import flush, write_whole
+from rewarm.resume.verification import is_complete
+
+__all__ = ['clear_way', 'make_draft', 'names_below', 'point_latest', 'remove_leftovers', 'retain', 'set_aside']
+
+
+def names_below(root: Path) -> list[str]:
+    """What is called like a checkpoint, oldest first, whatever it is; nothing where ``root`` is not there."""
+    try:
+        return sorted(name for name in os.listdir(root) if NAME.fullmatch(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_draft(path: Path) -> None:
+    """Makes a folder to write into, if it is not there; a link or a file in its place is removed.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path) and not _is_folder(path):
+        path.unlink(missing_ok=True)
+    path.mkdir(exist_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be used, link or not, to the first free name ``NAME.broken``, ``NAME.2.broken`` ...
+
+    Returns:
+        Path: What it is called now.
+
+    Raises:
+        UserError: If it cannot be renamed.
+    """
+    number, aside = 1, path.with_name(path.name + BROKEN_SUFFIX)
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f'{path.name}.{number}{BROKEN_SUFFIX}')
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be used and not be renamed to {aside.name} ({error.strerror}). Move it away, and start the '
+            'same command again'
+        ) from None
+    return aside
+
+
+def clear_way(path: Path) -> None:
+    """Frees the name of a checkpoint that is written again: ours is removed, anything else set aside."""
+    if not os.path.lexists(path):
+        return
+    if _is_folder(path) and _holds_nothing_else(path):
+        _remove(path)
+    else:
+        set_aside(path)
+
+
+def point_latest(root: Path, name: str) -> None:
+    """Writes ``latest``, which is for people and scripts; a link there is replaced, and a folder set aside.
+
+    Raises:
+        OSError: If the disk is full or not writable.
+    """
+    temporary = root / (TEMPORARY_PREFIX + LATEST_FILE)
+    for path in (root / LATEST_FILE, temporary):
+        if _is_folder(path):  # somebody's; no file can replace it
+            set_aside(path)
+    write_whole(root / LATEST_FILE, f'{name}\n'.encode(), temporary=temporary)
+    flush(root)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes half-written folders that a kill left behind. Call it only while holding the run's lock."""
+    for path in root.glob(TEMPORARY_PREFIX + '*'):
+        shutil.rmtree(path) if _is_folder(path) else path.unlink()
+
+
+def retain(root: Path, *, keep: int, stage_ends: Collection[int], in_use: Collection[str] = frozenset()) -> list[Path]:
+    """Deletes all but the newest ``keep`` checkpoints, by what is on disk.
+
+    Only those that are complete count, and only older ones than those are deleted. Never a stage's end, a link, nor a
+    folder that holds anything that its manifest does not list: somebody else put it there.
+
+    Args:
+        root (Path): The run's ``checkpoints`` folder.
+        keep (int): How many to keep besides stage ends; at least 1.
+        stage_ends (Collection[int]): Batches at which a stage ends.
+        in_use (Collection[str]): Names of checkpoints that are being read, such as for an upload; they stay this time.
+
+    Returns:
+        list[Path]: The folders deleted.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    ordinary = [root / name for name in names_below(root) if batch_of(name) not in stage_ends]
+    complete = [path for path in ordinary if is_complete(path)]
+    if len(complete) < keep:
+        return []
+    older = ordinary[: ordinary.index(complete[-keep])]
+    doomed = [path for path in older if path.name not in in_use and _is_folder(path) and _holds_nothing_else(path)]
+    for path in doomed:
+        _remove(path)
+    return doomed
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a folder is there, and no link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _holds_nothing_else(path: Path) -> bool:
+    """Whether a folder is a checkpoint's, and all in it is of that checkpoint."""
+    try:
+        listed = read_manifest(path).files
+    except (OSError, DamagedFile):
+        return False
+    return set(os.listdir(path)) <= {*listed, MANIFEST_FILE}
+
+
+def _remove(path: Path) -> None:
+    # Renamed first, so that a kill in the middle leaves a leftover and not a torn checkpoint.
+    gone = path.with_name(f'{TEMPORARY_PREFIX}gone-{path.name}')
+    if os.path.lexists(gone):
+        shutil.rmtree(gone) if _is_folder(gone) else gone.unlink()
+    shutil.rmtree(path.rename(gone))

@@ -327,7 +327,7 @@ def test_a_url_with_keys_or_a_server_is_refused_without_being_shown(url):
     with pytest.raises(
         UserError, match=r'\*\*\*: a bucket is given by its name alone.*write (s3|gs)://bucket'
     ) as caught:
-        split_url(url)
+        open_bucket(url)
     assert not any(word in str(caught.value) for word in ('sec', 'cret', 'key@', 'key:'))
 
 

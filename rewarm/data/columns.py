@@ -1,6 +1,9 @@
 """Parquet files and Arrow files (as `datasets` saves them) to parts."""
 
-from collections.abc import Iterator
+import contextlib
+import re
+import resource
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,6 +12,7 @@ from rewarm.data.documents import MAX_RECORD_BYTES, Part
 from rewarm.data.sources import Source
 
 _ROWS = 64
+_MEMORY_BYTES = 512 << 20
 
 
 def column_parts(path: Path, source: Source, index: int, text_key: str, part_bytes: int) -> Iterator[Part]:
@@ -32,17 +36,42 @@ def column_parts(path: Path, source: Source, index: int, text_key: str, part_byt
     rows: list[bytes | None] = []
     first, count, size = 1, 0, 0
     try:
-        for column in _columns(path, source, text_key, part_bytes):
-            for value in _values(column):
-                rows.append(value if value is None or len(value) <= MAX_RECORD_BYTES else value[: MAX_RECORD_BYTES + 1])
-                size += len(rows[-1] or b'')
-                if size >= part_bytes:
-                    yield Part(source=index, index=count, kind=source.kind, first_line=first, rows=rows)
-                    first, count, rows, size = first + len(rows), count + 1, [], 0
+        with _bounded_memory():
+            for column in _columns(path, source, text_key, part_bytes):
+                for value in _values(column):
+                    rows.append(
+                        value if value is None or len(value) <= MAX_RECORD_BYTES else value[: MAX_RECORD_BYTES + 1]
+                    )
+                    size += len(rows[-1] or b'')
+                    if size >= part_bytes:
+                        yield Part(source=index, index=count, kind=source.kind, first_line=first, rows=rows)
+                        first, count, rows, size = first + len(rows), count + 1, [], 0
+    except MemoryError:
+        raise UserError(
+            f'{source.path}: a batch of its rows unpacks to more than {_MEMORY_BYTES >> 20} MiB. Write it again with '
+            'smaller row groups, or leave out the rows that are so long'
+        ) from None
     except pa.ArrowException as error:
         raise UserError(f'{source.path}: cannot be read as {source.kind} ({error})') from error
     if rows:
         yield Part(source=index, index=count, kind=source.kind, first_line=first, rows=rows)
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Generator[None]:
+    """Lets this process take so much more memory, and no more: a page of a few bytes can unpack to gigabytes."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())  # the others reserve a gigabyte at once, which counts
+    now = int(re.findall(r'VmData:\s+(\d+) kB', Path('/proc/self/status').read_text())[0]) << 10
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = now + _MEMORY_BYTES
+    if soft == resource.RLIM_INFINITY or soft > wanted:
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _values(column: Any) -> Iterator[bytes | None]:
@@ -68,7 +97,7 @@ def _parquet_columns(raw: BinaryIO, source: Source, text_key: str, part_bytes: i
     file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
     _check_column(file.schema_arrow, source, text_key)
     uncompressed = sum(file.metadata.row_group(g).total_byte_size for g in range(file.num_row_groups))
-    rows = max(1, min(4096, part_bytes * max(1, file.metadata.num_rows) // max(1, uncompressed)))
+    rows = max(1, min(1024, part_bytes * max(1, file.metadata.num_rows) // max(1, uncompressed)))
     for batch in file.iter_batches(rows, columns=[text_key], use_threads=False):
         yield batch.column(0)
 

@@ -1,7 +1,6 @@
 """The last step: check the whole, write index and card, and never touch what is already there."""
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from rewarm.data.shards import write_index
 from rewarm.data.staging import Staging
 from rewarm.formats.card import CARD_NAME, REJECTS_NAME, CardSource, DatasetCard, read_card
 from rewarm.formats.files import write_whole
-from rewarm.formats.shards import INDEX_NAME
-from rewarm.formats.strict_json import parse_record
+from rewarm.formats.shards import INDEX_NAME, read_index
+from rewarm.formats.strict_json import parse_record, read_json
 
 CARD_VERSION = 1
 """Version of the card's format."""
@@ -58,6 +57,7 @@ def finish(job: Job, stage: Staging, dropped: dict[str, int], max_rejects: float
                 + ' more text, or a smaller --seq-len'
             )
         write_index(folder, iter(entries))
+        read_index(folder / INDEX_NAME)  # what no reader takes is not published
         write_whole(folder / REJECTS_NAME, rejects.read_bytes() if rejects.exists() else b'')
         cards[split] = DatasetCard(
             version=CARD_VERSION,
@@ -140,8 +140,8 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
 def remove_leftover(folder: Path, job: Job) -> None:
     """Removes the staging folder of a conversion that was killed between publishing and tidying up."""
     identity = folder / 'work' / 'identity.json'
-    if identity.exists() and json.loads(identity.read_text()) == job.identity:
-        Staging(folder, json.loads(identity.read_text()), job.splits).remove()
+    if identity.exists() and read_json(identity) == job.identity:
+        Staging(folder, job.identity, job.splits).remove()
 
 
 def upload_dataset(folder: Path, out: str, show: bool) -> None:

@@ -1,6 +1,5 @@
 """Which files a conversion reads, in which order: files, folders, Hugging Face datasets on disk; local or s3://."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,9 @@ from typing import BinaryIO, Literal
 
 from rewarm.buckets.bucket import is_bucket, open_bucket
 from rewarm.config.errors import UserError
+from rewarm.formats.conversion import SavedDataset
+from rewarm.formats.files import read_bytes
+from rewarm.formats.strict_json import parse_record
 
 Kind = Literal['jsonl', 'txt', 'parquet', 'arrow']
 Compression = Literal['gzip', 'zstd']
@@ -112,6 +114,8 @@ def _list_folder(argument: str) -> list[_Entry]:
     entries: list[_Entry] = []
     for path in paths:
         inside = '' if path == top else path.relative_to(top).as_posix()
+        if any('\ud800' <= letter <= '\udfff' for letter in str(path)):
+            raise UserError(f'{str(path)!a}: the name is no valid UTF-8, so the card cannot give it; rename it')
         if not any(part.startswith('.') for part in PurePosixPath(inside).parts):
             stat = path.stat()
             entries.append(_Entry(inside, str(path), stat.st_size, str(stat.st_mtime_ns)))
@@ -135,10 +139,8 @@ def _order_of_datasets(argument: str, entries: list[_Entry]) -> list[_Entry]:
                         f'{argument.rstrip("/")}/{min(folders)}')  # fmt: skip
     rank: dict[str, int] = {}
     for folder, entry in folders.items():
-        state = _read_json(entry)
-        files = state.get('_data_files') if isinstance(state, dict) else None
-        for place, file in enumerate(files if isinstance(files, list) else ()):
-            rank[str(folder / file['filename'])] = place
+        for place, file in enumerate(_read_state(entry).data_files):
+            rank[str(folder / file.filename)] = place
     # Arrow files in a dataset's folder that its state does not list are another dataset's cache.
     kept = [
         e
@@ -148,12 +150,9 @@ def _order_of_datasets(argument: str, entries: list[_Entry]) -> list[_Entry]:
     return sorted(kept, key=lambda e: (PurePosixPath(e.inside).parent.parts, rank.get(e.inside, 0))) if rank else kept
 
 
-def _read_json(entry: _Entry) -> object:
-    data = open_bucket(entry.path).read(entry.path) if is_bucket(entry.path) else Path(entry.path).read_bytes()
-    try:
-        return json.loads(data or b'null')
-    except ValueError as error:
-        raise UserError(f'{entry.path}: not readable as JSON ({error})') from None
+def _read_state(entry: _Entry) -> SavedDataset:
+    data = open_bucket(entry.path).read(entry.path) if is_bucket(entry.path) else read_bytes(entry.path)
+    return parse_record(SavedDataset, data or b'', entry.path)
 
 
 def _with_unique_names(sources: list[Source]) -> list[Source]:

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarm.buckets.bucket import is_bucket
-from rewarm.config.errors import UserError
-from rewarm.formats.files import flush, private_folder, write_whole
+from rewarm.config.errors import DamagedFile, UserError
+from rewarm.formats.conversion import Ledger
+from rewarm.formats.files import flush, private_folder, read_bytes, write_whole
+from rewarm.formats.strict_json import parse_json, read_file, read_json
 
 
 @dataclass
@@ -69,12 +71,21 @@ class Staging:
         self._splits = tuple(splits)
         if folder.exists() and not (folder / 'lock').exists() and any(folder.iterdir()):
             raise UserError(f'{folder}: in the way, and not made by this program; move it or convert to another place')
+        for path in (folder / 'lock', self.work, self.dataset):
+            if path.is_symlink():
+                raise UserError(f'{path}: is a link, and unfinished work is written to no other place; remove it')
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / 'lock').open('a')
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f'{folder}: another conversion is at work there; wait for it or stop it') from None
+        try:
+            self._begin(identity)
+        except DamagedFile as error:
+            raise UserError(f'{error}. Delete {folder} and start again') from None
+
+    def _begin(self, identity: dict[str, Any]) -> None:
         self._check(identity)
         for split in self._splits:
             (self.dataset / split).mkdir(parents=True, exist_ok=True)
@@ -88,7 +99,7 @@ class Staging:
         path = self.work / 'identity.json'
         if not path.exists():
             write_whole(path, json.dumps(identity).encode())
-        before = json.loads(path.read_text())
+        before = read_json(path)
         if before != json.loads(json.dumps(identity)):
             what = '; '.join(_differences(before, identity))
             raise UserError(
@@ -99,17 +110,27 @@ class Staging:
     def _load(self) -> None:
         path = self.work / 'progress.json'
         if path.exists():
-            state = json.loads(path.read_text())
-            counts = {split: Counts(**value) for split, value in state['progress'].pop('counts').items()}
-            self.progress = Progress(**state['progress'], counts=counts)
-            self._logs, self._pending = state['logs'], state['pending']
+            ledger = read_file(Ledger, path)
+            if set(ledger.progress.counts) != set(self._splits) or set(ledger.pending) != set(self._splits):
+                raise DamagedFile(path, what='it is of other splits')
+            saved = ledger.progress.model_dump()
+            counts = {split: Counts(**value) for split, value in saved.pop('counts').items()}
+            self.progress = Progress(**saved, counts=counts)
+            self._logs, self._pending = dict(ledger.logs), dict(ledger.pending)
         for log in self.work.glob('*.jsonl'):
-            os.truncate(log, self._logs.get(log.stem, 0))
+            committed = self._logs.get(log.stem, 0)
+            if log.is_symlink() or log.stat().st_size < committed:
+                raise DamagedFile(log, what=f'it is a link, or has less than the {committed} bytes that were written')
+            os.truncate(log, committed)
 
     def pending(self, split: str, dtype: str) -> NDArray[Any]:
         """Tokens of a split that did not fill a shard at the last commit."""
-        name = self._pending[split]
-        return np.fromfile(self.work / name, dtype) if name else np.zeros(0, dtype)
+        if not (name := self._pending[split]):
+            return np.zeros(0, dtype)
+        try:
+            return np.frombuffer(read_bytes(self.work / name, largest_bytes=1 << 33), dtype)
+        except (FileNotFoundError, ValueError) as error:  # ValueError: of half a token, or damage
+            raise UserError(f'{self.work / name}: {error}. Delete {self.folder} and start again') from None
 
     def append(self, log: str, rows: Iterable[Any]) -> None:
         """Adds rows to a list that commits and is cut back with the rest."""
@@ -122,8 +143,9 @@ class Staging:
         """The rows of a list so far."""
         path = self.work / f'{log}.jsonl'
         if path.exists():
-            with path.open(encoding='utf-8', newline='\n') as file:
-                yield from map(json.loads, file)
+            with path.open('rb') as file:
+                for number, line in enumerate(file, 1):
+                    yield parse_json(line, f'{path}:{number}')
 
     def commit(self, pending: dict[str, NDArray[Any]]) -> None:
         """Makes `progress`, the lists and the pending tokens the point from which a restart goes on."""

@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewarm.config.errors import UserError
-from rewarm.data import documents, reading
+from rewarm.data import columns, documents, reading
 from rewarm.data.documents import Reject, records
 from rewarm.data.reading import read_parts
 from rewarm.data.sources import Source, find_sources
@@ -235,3 +237,79 @@ def test_what_cannot_be_read_is_refused_with_what_can(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             find_sources([str(argument)])
+
+
+# ---------------------------------------------------------------- what unpacks to more than memory holds
+
+
+def frames(size, letter=b'\0', **options):
+    """A zstd frame of one letter that is made without holding what it unpacks to."""
+    packer = zstandard.ZstdCompressor(**options).compressobj()
+    return b''.join(packer.compress(letter * (1 << 24)) for _ in range(size >> 24)) + packer.flush()
+
+
+READ_ALL = """
+import resource, sys
+from rewarm.data.documents import records
+from rewarm.data.reading import read_parts
+from rewarm.data.sources import find_sources
+(source,) = find_sources(sys.argv[1:])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+nothing = lambda _: None
+parts = read_parts(source, 0, text_key='text', work=None, on_read=nothing, on_hash=nothing)
+print(sum(1 for part in parts for _ in records(part, 'text')))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'make', 'expected'),
+    [
+        ('one-line.jsonl.zst', lambda: frames(1 << 29), 1),
+        ('line-ends.jsonl.zst', lambda: frames(1 << 28, b'\n'), 0),
+        ('one-line.jsonl.gz', lambda: gzip.compress(bytes(64 << 20), 1), 1),
+    ],
+)
+def test_hundreds_of_megabytes_in_a_few_bytes_are_read_in_little_memory(tmp_path, name, make, expected):
+    (tmp_path / name).write_bytes(make())
+    done = subprocess.run(
+        [sys.executable, '-c', READ_ALL, str(tmp_path / name)], capture_output=True, text=True, check=True
+    )
+    records_, grown_kb = map(int, done.stdout.split())
+    assert records_ == expected
+    assert grown_kb < 256 << 10
+
+
+def test_a_window_beyond_zstds_own_is_refused_with_the_way_out(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=31)
+    (tmp_path / 'a.jsonl.zst').write_bytes(frames(1 << 24, compression_params=parameters))
+    with pytest.raises(UserError, match=r'a\.jsonl\.zst: .*128 MiB.*zstd -d --long=31'):
+        read(tmp_path / 'a.jsonl.zst')
+
+
+@pytest.mark.parametrize('name', ['a.parquet', 'b.parquet', 'a.arrow'])
+def test_rows_that_unpack_to_more_than_memory_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(columns, '_MEMORY_BYTES', 64 << 20)
+    if name == 'a.parquet':  # one text
+        table = pa.table({'text': ['a b ' * (32 << 20)]})
+        pa.parquet.write_table(table, tmp_path / name, compression='zstd', use_dictionary=False)
+    elif name == 'b.parquet':  # the same in each row
+        pa.parquet.write_table(pa.table({'text': ['a b ' * (1 << 18)] * 300}), tmp_path / name, compression='zstd')
+    else:
+        table = pa.table({'text': ['a b ' * (1 << 18)] * 300})
+        options = pa.ipc.IpcWriteOptions(compression='zstd')
+        with pa.OSFile(str(tmp_path / name), 'wb') as file, pa.ipc.new_file(file, table.schema, options=options) as to:
+            to.write_table(table)
+    assert (tmp_path / name).stat().st_size < 1 << 18
+    with pytest.raises(UserError, match=rf'{name}: a batch of its rows unpacks to more than 64 MiB'):
+        read(tmp_path / name)
+    pa.parquet.write_table(pa.table({'text': ['short']}), tmp_path / 'c.parquet')
+    assert read(tmp_path / 'c.parquet')[0] == [(1, 'short')]
+
+
+def test_a_saved_datasets_state_is_read_strictly(tmp_path):
+    save_to_disk(tmp_path / 'saved', [['a']])
+    for content, words in {'{"_data_files": [{}]}': 'filename: is missing', '[' * 5000: 'levels deep'}.items():
+        (tmp_path / 'saved' / 'state.json').write_text(content)
+        with pytest.raises(UserError, match=rf'state\.json: damaged: .*{words}'):
+            find_sources([str(tmp_path / 'saved')])

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rewarm.config.errors import UserError
+from rewarm.config.secrets import without_secrets
 from rewarm.resume.clouds import CLOUDS, Cloud, Notice
+from rewarm.terminal import printable
 
 __all__ = ['Notice', 'NoticeWatcher', 'find_cloud', 'machine_cloud']
 
@@ -17,6 +19,9 @@ DMI = Path('/sys/class/dmi/id')
 
 AZURE_ASSET_TAG = '7783-7084-3265-9085-8269-3286-77'
 """On every machine of Azure, and on no other of Hyper-V."""
+
+LONGEST_REASON = 300
+"""Characters of an error's words: they may repeat what the service said."""
 
 
 class NoticeWatcher:
@@ -81,7 +86,7 @@ class NoticeWatcher:
             except Exception as error:  # whatever a strange answer does: training goes on, and it is said
                 if not self._failing:
                     self.say(
-                        f'Spot notices: {cloud.title} at {cloud.url} gives no answer that can be used '
+                        f'Spot notices: {cloud.title} at {without_secrets(cloud.url)} gives no answer that can be used '
                         f'({_in_words(error)}). Asking on; until then no notice is seen.'
                     )
                 self._failing = True
@@ -177,7 +182,7 @@ def _check(cloud: Cloud) -> str | None:
     try:
         cloud.check()
     except (OSError, ValueError) as error:
-        return f'{cloud.url} gave no answer that can be used ({_in_words(error)})'
+        return f'{without_secrets(cloud.url)} gave no answer that can be used ({_in_words(error)})'
     return None
 
 
@@ -190,7 +195,7 @@ def _check_all(clouds: list[Cloud]) -> list[tuple[Cloud, str | None]]:
 
 
 def _in_words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return printable(without_secrets(str(error)) or type(error).__name__)[:LONGEST_REASON]
 
 
 def _read(path: Path) -> str:

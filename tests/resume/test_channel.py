@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from random import Random
 from threading import Event, Thread
 
 import pytest
@@ -230,6 +231,25 @@ def test_nonsense_after_the_right_token_ends_its_own_connection_alone(hub, serve
             insider.sendall(hub.token.encode() + said)
         assert hung_up_on(insider)
         assert line.exchange(report(2, 'there')) == REPLY
+    assert set(hub.peers) == {1, 2}
+
+
+def test_mutated_messages_end_their_own_connections_alone(hub, serve):
+    random = Random(7)
+    valid = report(1).model_dump_json().encode()
+    serve()
+    with closing(line_to(hub)) as line:
+        line.exchange(report(2))
+        for _ in range(300):
+            said = bytearray(valid)
+            for _ in range(random.randint(1, 4)):
+                at = random.randrange(len(said))
+                said[at : at + random.randint(0, 3)] = random.choice(
+                    [b'', b'[', b'"', b'\xff', b'1e999', b'\\ud800', b'{}']
+                )
+            with call(hub) as insider:
+                insider.sendall(hub.token.encode() + said + b'\n')
+        line.exchange(report(2, 'there'))
     assert set(hub.peers) == {1, 2}
 
 

@@ -225,6 +225,27 @@ def test_an_answer_in_no_documented_form_is_an_error_in_words(serve, cloud, body
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize(
+    'headers', [b'X-aws-ec2-metadata-token-ttl-seconds: ' + b'9x\x1b[2J' * 5000, b'A: ' + b'b' * 70_000, b'\x1b[2J' * 9]
+)
+def test_what_a_service_says_is_neither_long_nor_steers_a_terminal_in_the_words_about_it(serve, headers):
+    service = serve(b'HTTP/1.1 200 OK\r\n' + headers + b'\r\nContent-Length: 1\r\n\r\nt')
+    with pytest.raises(UserError) as error:
+        find_cloud('gcp', service.url)
+    with contextlib.suppress(UserError):
+        find_cloud('aws', service.url)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800
+
+
+def test_a_password_in_a_variable_is_not_repeated(monkeypatch, tmp_path):
+    monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', 'http://user:hidden@127.0.0.1:9')
+    monkeypatch.delenv('GCE_METADATA_HOST', raising=False)
+    found, why = find_cloud('auto', dmi=tmp_path)
+    assert found is None
+    assert 'hidden' not in why
+
+
 def answer(date: str | None) -> Answer:
     headers = Message()
     if date is not None:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Writes the two locks: names, versions and markers only. `torch===` keeps a locally built torch of the same version from being picked.
+# Writes the two locks: names, versions, markers, and the SHA-256 of each file of a release. `torch===` keeps a locally built torch of the same version from being picked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock() {  # lock OUTPUT [uv's arguments]
     uv pip compile pyproject.toml --extra dev --extra s3 --extra convert --universal --python-version 3.11 \
-        --no-emit-index-url --no-annotate --no-header --quiet --output-file "$1" "${@:2}"
+        --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file "$1" "${@:2}"
     sed -i 's/^torch==/torch===/' "$1"
 }
 lock requirements.lock

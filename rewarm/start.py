@@ -3,7 +3,6 @@
 import importlib.metadata
 import inspect
 import json
-import os
 import platform
 import socket
 import sys
@@ -24,6 +23,7 @@ from rewarm.config.load import dump
 from rewarm.config.plan import Plan
 from rewarm.config.schema import RunConfig
 from rewarm.config.secrets import redacted
+from rewarm.formats.files import write_whole
 from rewarm.terminal import printable
 
 __all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_each_node', 'on_rank_zero', 'version_of', 'write_start_files']
@@ -111,9 +111,7 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
         'environment.json': json.dumps(environment, indent=1),
     }
     for name, text in texts.items():
-        temporary = folder / f'.writing-{name}'
-        temporary.write_text(text)
-        os.replace(temporary, folder / name)
+        write_whole(folder / name, text.encode())
 
 
 def load_loggers(config: RunConfig, run_folder: Path, begins_at: str) -> list[LoggerDestination]:

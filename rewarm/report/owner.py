@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import struct
 import sys
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewarm.config.errors import DamagedFile
-from rewarm.formats.files import read_bytes
-from rewarm.formats.owner import LARGEST_OWNER_BYTES, parse_claim
+from rewarm.formats.files import open_regular, read_bytes
+from rewarm.formats.owner import LARGEST_OWNER_BYTES, LOCK_FILE, NO_LOCKS, parse_claim, read_holder
 
 __all__ = ['Owner', 'find_claim', 'find_owner']
 
@@ -46,20 +45,32 @@ def find_owner(run_folder: Path) -> Owner | None:
 
     Returns:
         Owner | None: ``None`` if nobody holds it, or the folder was never started.
+
+    Raises:
+        DamagedFile: If ``run.lock`` is no regular file, or the disk fails.
     """
-    path = run_folder / 'run.lock'
-    if sys.platform != 'linux' or not path.exists():  # nothing trains elsewhere
+    path = run_folder / LOCK_FILE
+    if sys.platform != 'linux':  # nothing trains elsewhere
         return None
-    with path.open('rb') as file:
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return None
+    with file:
         wanted = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+        try:
+            kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+        except OSError as error:
+            if error.errno in NO_LOCKS:  # no run starts there
+                return None
+            raise DamagedFile(path, what=f'who holds it cannot be asked ({error.strerror})') from None
         if kind == fcntl.F_UNLCK:
             return None
         try:
-            said = json.loads(file.read())
-            return Owner(said['pid'], said['host'], said['since'])
-        except (ValueError, KeyError, TypeError):  # it has taken the lock and not signed yet
+            holder = read_holder(path)
+        except (FileNotFoundError, DamagedFile):  # it has taken the lock and not signed yet
             return Owner(pid if pid > 0 else None, None, None)
+        return Owner(holder.pid, holder.host, holder.since)
 
 
 def find_claim(run_folder: Path) -> Owner | None:

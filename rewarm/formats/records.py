@@ -58,6 +58,13 @@ def _number(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _not_negative(value: object) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError('should not be negative')
+    return number
+
+
 def _seconds(value: object) -> float:
     if value is None:
         return math.nan
@@ -89,6 +96,8 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, PlainValidator(_number)]
 """NaN for ``null``."""
+NotNegative = Annotated[float, PlainValidator(_not_negative)]
+"""Not negative; NaN for ``null``."""
 Seconds = Annotated[float, PlainValidator(_seconds)]
 """NaN for ``null``."""
 Time = Annotated[datetime | None, PlainValidator(_time)]
@@ -107,10 +116,10 @@ class Batch:
     """Tokens of the run after this batch."""
     stage_tokens: Count
     """Tokens of the stage after this batch."""
-    lr: Number
+    lr: NotNegative
     loss: Number
     """Training loss in nats per token; NaN where the file has none."""
-    tokens_per_second: Number = math.nan
+    tokens_per_second: NotNegative = math.nan
     seconds: Seconds = math.nan
     """Duration of this batch in seconds."""
     samples: dict[Text, Count] = field(default_factory=dict[str, int])

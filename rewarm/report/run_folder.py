@@ -6,6 +6,7 @@ any file of a run is the user's mistake and is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from rewarm.config.errors import DamagedFile, UserError
-from rewarm.config.source import read_source
+from rewarm.config.located import Source
+from rewarm.config.secrets import has_secret, redacted, without_secrets
+from rewarm.config.yaml_text import parse_yaml
 from rewarm.formats.files import read_bytes, refuse_lost_link
 from rewarm.formats.records import BATCHES, EVALUATIONS, EVENTS, Batch, Damage, Evaluation, Event, read_lines
 from rewarm.formats.run_files import Environment, PlanFile, PlannedStage, PlannedStream, RunFile, Schedule
@@ -146,7 +149,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         from rewarm.report.shadow import shadow
 
         with shadow(str(folder)) as copy:
-            return replace(read_run(copy, last_batches=last_batches), place=printable(str(folder)))
+            return replace(read_run(copy, last_batches=last_batches), place=printable(without_secrets(str(folder))))
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f'{path}: no such folder')
@@ -183,11 +186,14 @@ def _read_config(path: Path) -> tuple[RunFile, str]:
     text = _read_text(path)
     if not text.strip():
         return RunFile(), text
-    source = read_source(path)
+    source = Source(str(path))
+    data = parse_yaml(text, source, ())
     if source.problems:
-        raise source.error(source.problems)
+        raise source.error(source.problems[:1])
+    if has_secret(data):  # written by an older version
+        text = json.dumps(redacted(data), indent=1)
     try:
-        return RunFile.model_validate(source.data), text
+        return RunFile.model_validate(data), text
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise DamagedFile(path, place='.'.join(map(str, first['loc'])), what=in_words(first)) from None

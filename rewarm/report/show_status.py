@@ -66,7 +66,8 @@ def status_lines(status: Status) -> dict[str, str]:
         )
         lines['where'] = f'stage {last.stage}, batch {last.batch:,}{of}, {last.tokens:,} tokens'
         speed = status.tokens_per_second
-        lines['training'] = f'loss {last.loss:.4f} at rate {last.lr:.3g}' + (
+        loss = f'{last.loss:.4f}' if abs(last.loss) < 1e6 else f'{last.loss:.4g}'
+        lines['training'] = f'loss {loss} at rate {last.lr:.3g}' + (
             f'; {speed:,.0f} tokens/s, the median of the last {min(RECENT_BATCHES, len(status.run.batches))} batches'
             if speed
             else ''

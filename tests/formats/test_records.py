@@ -84,6 +84,7 @@ def test_a_time_of_another_zone_is_the_same_moment():
         ({**BATCH, 'loss': 1e300}, 'loss: should be a number of at most 1e+39'),
         ({**BATCH, 'loss': '4.5'}, 'loss'),
         ({**BATCH, 'loss': True}, 'loss'),
+        ({**BATCH, 'lr': -1e-9}, 'lr'),
         ({**BATCH, 'batch': 0}, 'batch'),
         ({**BATCH, 'batch': 1.5}, 'batch'),
         ({**BATCH, 'batch': True}, 'batch'),

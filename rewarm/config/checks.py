@@ -9,12 +9,15 @@ from pathlib import Path
 from rewarm.config.buckets import SCHEMES
 from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
+from rewarm.config.limits import find_limits, places
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.messages import did_you_mean
+from rewarm.config.oddities import find_oddities
+from rewarm.config.paths import is_url
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.config.source import Loc, dotted
 from rewarm.config.stages import StagePlan, plan_stages
-from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches
+from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches, spell_sizes
 from rewarm.formats.card import DatasetCard, read_card
 
 LAUNCHER_GRACE_SECONDS = 30
@@ -50,6 +53,7 @@ def find_problems(
         _check_units,
         _check_loggers,
         _check_cards,
+        find_limits,
     )
     found = _check_batch(config, world_size or _environment_world_size())
     found += plan_stages(config, previous_lr)[1]
@@ -66,7 +70,7 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
     Returns:
         tuple[list[str], list[str]]: Warnings, and notes on what was rounded.
     """
-    warnings: list[str] = []
+    warnings = list(find_oddities(config))
     if config.preemption.grace_period.seconds > LAUNCHER_GRACE_SECONDS:
         warnings.append(
             f'`preemption.grace_period` is {config.preemption.grace_period}, but the `composer` launcher kills its ranks '
@@ -94,7 +98,7 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
 
 def _environment_world_size() -> int:
     text = os.environ.get('WORLD_SIZE', '1')
-    return int(text) if text.isdigit() and int(text) > 0 else 1
+    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 10 else 1
 
 
 def _check_batch(config: RunConfig, ranks: int) -> list[Finding]:
@@ -107,7 +111,7 @@ def _check_batch(config: RunConfig, ranks: int) -> list[Finding]:
     if fitting := fitting_microbatch(config, ranks):
         fixes.append(f'`device_train_microbatch_size: {fitting}`')
     if usable := [size for size in sizes if size < ranks]:
-        fixes.append(f'run it on {usable[-1]} of the ranks ({", ".join(map(str, sizes))} can)')
+        fixes.append(f'run it on {usable[-1]} of the ranks ({spell_sizes(sizes)} can)')
     return [(('global_train_batch_size',), text + ', or '.join(fixes))]
 
 
@@ -127,14 +131,6 @@ def _check_names(config: RunConfig) -> Iterator[Finding]:
                 yield where, f'`{dotted(where)}`: two {what} are called `{name}`. Rename one'
 
 
-def _places(config: RunConfig) -> Iterator[tuple[Loc, StreamConfig | EvalSetConfig]]:
-    for index, stage in enumerate(config.stages):
-        for number, stream in enumerate(stage.train.streams):
-            yield ('stages', index, 'train', 'streams', number), stream
-    for index, item in enumerate(config.eval.sets):
-        yield ('eval', 'sets', index), item
-
-
 def _check_run_folder(config: RunConfig) -> Iterator[Finding]:
     scheme, separator, rest = config.run_folder.partition('://')
     if separator and (scheme not in SCHEMES or not rest.strip('/').partition('/')[2]):
@@ -145,7 +141,7 @@ def _check_run_folder(config: RunConfig) -> Iterator[Finding]:
 
 def _check_places(config: RunConfig) -> Iterator[Finding]:
     cached: dict[str, str] = {}
-    for at, item in _places(config):
+    for at, item in places(config):
         what = 'eval set' if isinstance(item, EvalSetConfig) else 'stream'
         if item.remote is None and item.local is None:
             yield at, f'`{dotted(at)}`: {what} `{item.name}` has no data. Write `local: <folder>` or `remote: s3://...`'
@@ -215,14 +211,14 @@ def local_folder(item: StreamConfig | EvalSetConfig) -> Path | None:
         Path | None: A folder that exists.
     """
     for place in (item.local, item.remote):
-        if place and '://' not in place and Path(place).is_dir():
+        if place and not is_url(place) and os.path.isdir(place):
             return Path(place)
     return None
 
 
 def _read_cards(config: RunConfig) -> Iterator[tuple[Loc, DatasetCard | UserError]]:
     seen: set[Path] = set()
-    for at, item in _places(config):
+    for at, item in places(config):
         folder = local_folder(item)
         if folder is None or folder in seen:
             continue

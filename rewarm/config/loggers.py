@@ -12,3 +12,9 @@ LOGGERS: dict[str, tuple[str, ...] | None] = {
 """For each logger the arguments it takes, or None where it takes more than can be listed. A test compares them with Composer's.
 
 The run names the files of `file` itself, since Composer 0.32.1 overwrites a file that is there whatever its `overwrite` says."""
+
+POSITIVE_INTEGERS = ('flush_interval', 'buffer_size')
+"""Arguments by which Composer's loggers divide, or which they count up to, after the first batch."""
+
+PATHS = ('log_dir',)
+"""Arguments that are paths on this machine."""

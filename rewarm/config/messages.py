@@ -166,13 +166,16 @@ def _explain_one(error: Any, loc: Loc, parent: type[BaseModel] | None) -> tuple[
                 '.'
             ),
         )
-    if kind in ('duration', 'rate', 'proportion'):
+    if kind in ('duration', 'rate', 'proportion', 'path'):
         return loc, f'{key} {context["reason"]}'
     if kind == 'value_error':
         return loc, f'{key}: {context["error"]}'
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
-        return loc, f'{key} must be {word} {context[name]:g}, got {value}'
+        bound = context[name]
+        return loc, f'{key} must be {word} {f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"}, got {value}'
+    if kind == 'string_too_long':
+        return loc, f'{key} has {len(error["input"]):,} characters, and at most {context["max_length"]} are possible'
     if kind == 'string_pattern_mismatch':
         meaning = next((text for mark, text in _PATTERNS.items() if mark in context['pattern']), context['pattern'])
         return loc, f'{key} must be {meaning}, got {value}'

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rewarm.config.goodput import Losses
+from rewarm.config.paths import is_url
 from rewarm.config.schema import RunConfig
 
 
@@ -50,10 +51,10 @@ def find_disk_warning(config: RunConfig, checkpoint_bytes: int, checkpoints: int
     Returns:
         str | None: A warning; None where there is room, or the run folder is in a bucket.
     """
-    if '://' in config.run_folder:
+    if is_url(config.run_folder):
         return None
     folder = Path(config.run_folder).absolute()
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    existing = next(each for each in (folder, *folder.parents) if os.path.exists(each))
     disk = os.statvfs(existing)
     there = sum(_bytes_of(file) for file in (folder / 'checkpoints').glob('ba*/*'))
     room, needed = disk.f_bavail * disk.f_frsize + there, (checkpoints + 1) * checkpoint_bytes
@@ -75,5 +76,5 @@ def _round_up(seconds: float) -> int:
 def _bytes_of(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:  # a run that is going on deletes old checkpoints
+    except OSError:  # a run that is going on deletes old checkpoints
         return 0

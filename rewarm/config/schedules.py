@@ -19,22 +19,28 @@ class Section(BaseModel):
     )
 
 
+LARGEST_RATE = 1e6
+"""Far beyond any that trains; a larger one is no number of 32 bits after a few batches."""
+
+
 def _rate(value: Any) -> float | str:
     if value == 'current':
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float('inf'):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LARGEST_RATE:
         return float(value)
     raise PydanticCustomError(
         'rate',
         '{reason}',
-        {'reason': f'must be a learning rate above 0 such as 3.0e-4, or `current`, got {value!r:.60}'},
+        {'reason': f'must be a learning rate above 0 and at most 1e6, such as 3.0e-4, or `current`, got {value!r:.60}'},
     )
 
 
 Rate = Annotated[
     float | Literal['current'],
     PlainValidator(_rate),
-    WithJsonSchema({'anyOf': [{'type': 'number', 'exclusiveMinimum': 0}, {'const': 'current'}]}),
+    WithJsonSchema(
+        {'anyOf': [{'type': 'number', 'exclusiveMinimum': 0, 'maximum': LARGEST_RATE}, {'const': 'current'}]}
+    ),
 ]
 """A learning rate, or ``current``: the rate of the last batch before the stage."""
 

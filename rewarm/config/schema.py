@@ -1,14 +1,17 @@
 """Every setting of a run: its type, default, unit and meaning. The JSON Schema for editors is generated from this file."""
 
+import re
+from contextlib import suppress
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainValidator, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from rewarm.config.duration import Duration
-from rewarm.config.loggers import LOGGERS
+from rewarm.config.loggers import LOGGERS, PATHS
+from rewarm.config.paths import InitFrom, PathText, expand_path
 from rewarm.config.schedules import Schedule, Section
 from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape, count_parameters, flops_per_token
 from rewarm.signals import StopSignal
@@ -33,22 +36,21 @@ __all__ = [
     'flops_per_token',
 ]
 
-Name = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]*$')]
-"""Letters, digits, dots, underscores and hyphens: safe as a folder name and as a label."""
+Name = Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]*$', max_length=200)]
+"""Letters, digits, dots, underscores and hyphens: safe as part of a file's name, which has 255 bytes, and as a label."""
 
-Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 31)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+_SHARE = re.compile(r'[0-9]{1,9}/[1-9][0-9]{0,8}|[0-9]*\.?[0-9]{1,20}(?:[eE][+-]?[0-9]{1,3})?', re.ASCII)
+
+
 def _proportion(value: Any) -> float | str:
     good = isinstance(value, (int, float, str)) and not isinstance(value, bool)
-    try:
-        if good and 0 < Fraction(str(value)) <= 1:
-            return value if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
-        pass
+    if good and _SHARE.fullmatch(str(value)) and 0 < Fraction(str(value)) <= 1:
+        return value if isinstance(value, str) else float(value)
     reason = f'must be a share above 0 and at most 1, such as 0.05 or 1/3, got {value!r:.60}'
     raise PydanticCustomError('proportion', '{reason}', {'reason': reason})
 
@@ -74,14 +76,25 @@ Implementation = Literal['auto', 'triton', 'torch']
 _LOGGER_NAMES: JsonDict = {'propertyNames': {'enum': [*sorted(LOGGERS)]}}
 
 
+def _expand_loggers(loggers: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
+    """Loggers' own paths, as every other path; one that is none is found in `limits.py`, which knows its line."""
+    expanded = {name: dict(arguments) for name, arguments in loggers.items()}
+    for arguments in expanded.values():
+        for key in PATHS:
+            if isinstance(path := arguments.get(key), str):
+                with suppress(PydanticCustomError):
+                    arguments[key] = expand_path(path)
+    return expanded
+
+
 class StreamConfig(Section):
     """One source of training samples."""
 
     name: Name
     """What to call it in metrics; part of the shuffle's seed."""
-    remote: Text | None = None
+    remote: PathText | None = None
     """Where its shards are: `s3://bucket/prefix`, or a folder."""
-    local: Text | None = None
+    local: PathText | None = None
     """The folder they are cached in; alone, the folder they are already in."""
     proportion: Proportion = 1.0
     """Share of the stage's samples, exact (0.95 is 19/20; `1/3` may be written); a stage's shares sum to 1."""
@@ -119,7 +132,7 @@ class StageConfig(Section):
 class DataConfig(Section):
     """How samples are read."""
 
-    num_workers: Annotated[int, Field(ge=0)] = 4
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 4
     """Loader processes for each rank."""
     shuffle_block_size: Positive = 65536
     """Samples of neighbouring shards that are shuffled together; larger mixes better and needs more shards at hand."""
@@ -162,7 +175,7 @@ class ModelConfig(Section):
         'pythia-14m', 'pythia-31m', 'pythia-70m', 'pythia-160m', 'pythia-410m', 'pythia-1b', 'pythia-1.4b', 'custom'
     ]
     """A Pythia size, or `custom` with the sizes below."""
-    init_from: Annotated[str, Field(pattern=r'^(hf:.+|checkpoint:.+|scratch)$')]
+    init_from: InitFrom
     """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run (with AdamW's moments, which the first stage's `optimizer_state` keeps or resets), or `scratch`."""
     gelu: Literal['tanh', 'erf'] = 'tanh'
     """The activation: `tanh` is what Pythia trained with, `erf` what Hugging Face evaluates."""
@@ -240,9 +253,9 @@ class OptimizerConfig(Section):
     """Which optimizer."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     """Decay of the first and of the second moment, for each batch."""
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
     """Share of a weight that decays in a batch, multiplied with the learning rate."""
 
 
@@ -251,9 +264,9 @@ class EvalSetConfig(Section):
 
     name: Name
     """Its label in metrics and in the report."""
-    remote: Text | None = None
+    remote: PathText | None = None
     """Where its shards are: `s3://bucket/prefix`, or a folder."""
-    local: Text | None = None
+    local: PathText | None = None
     """The folder they are cached in; alone, the folder they are already in."""
     role: Literal['upstream', 'downstream']
     """`upstream` is old data, on which forgetting is measured; `downstream` is the new data."""
@@ -273,7 +286,7 @@ class CheckpointConfig(Section):
 
     interval: Duration = Duration(10, 'min')
     """How often: `sec`, `min`, `h`, `ba` or `tok`."""
-    keep: Positive = 3
+    keep: Annotated[int, Field(gt=0, le=1_000_000)] = 3
     """The newest checkpoints to keep; a stage's last one is kept besides."""
 
 
@@ -316,10 +329,10 @@ class RunConfig(Section):
 
     run_name: Name
     """The run's name."""
-    run_folder: Text
+    run_folder: PathText
     """Where everything the run writes goes: a folder such as `runs/${run_name}`, or `s3://bucket/prefix` (also `gs://`, `az://`)."""
-    seed: Annotated[int, Field(ge=0)] = 17
-    """Seed of the order of samples, of new weights and of every batch."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 17
+    """Seed of the order of samples, of new weights and of every batch; Composer adds the rank, and the sum must be below 2^32."""
     max_seq_len: Positive
     """Sequence length in tokens; the shards must have been made with it."""
     global_train_batch_size: Positive
@@ -330,7 +343,7 @@ class RunConfig(Section):
     """Loader processes and shuffling."""
     precision: Literal['bf16', 'fp32'] = 'bf16'
     """`bf16`: fp32 parameters and optimizer state, bf16 activations and matmuls. `fp32`: everything."""
-    tokenizer: Text
+    tokenizer: PathText
     """The tokenizer of all data: a Hugging Face id, a folder, or a path to `tokenizer.json`."""
     model: ModelConfig
     """The model."""
@@ -348,5 +361,7 @@ class RunConfig(Section):
     """Preemption."""
     spikes: SpikesConfig = SpikesConfig()
     """Losses that are no numbers, and loss spikes."""
-    loggers: dict[str, dict[str, JsonValue]] = Field(default={}, json_schema_extra=_LOGGER_NAMES)
+    loggers: Annotated[dict[str, dict[str, JsonValue]], AfterValidator(_expand_loggers)] = Field(
+        default={}, json_schema_extra=_LOGGER_NAMES
+    )
     """Composer's loggers by name, each with its arguments: `tensorboard: {}`, `wandb: {project: ...}`, ..."""

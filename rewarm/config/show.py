@@ -17,9 +17,11 @@ from rewarm.config.goodput import (
 )
 from rewarm.config.load import load
 from rewarm.config.memory import Memory
+from rewarm.config.oddities import find_missing
 from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.saving import find_disk_warning
 from rewarm.config.schema import RunConfig
+from rewarm.config.world_sizes import spell_sizes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,8 +57,8 @@ def plan_command(
     config = load(run_yaml, overrides, world_size=gpus)
     known = conditions or Conditions()
     plan = make_plan(config, gpus=gpus, price=price, conditions=known)
-    if warning := find_disk_warning(config, plan.checkpoint_bytes, plan.checkpoints):
-        plan = replace(plan, warnings=(*plan.warnings, warning))
+    here = [find_disk_warning(config, plan.checkpoint_bytes, plan.checkpoints), *find_missing(config)]
+    plan = replace(plan, warnings=(*plan.warnings, *(warning for warning in here if warning)))
     marks = parse_marks(lr_at, plan) if lr_at else None
     if as_json:
         print(json.dumps(plan.to_json(marks), indent=2))
@@ -213,7 +215,7 @@ def _where(plan: Plan, tokens: int) -> str:
 def _fact_table(plan: Plan, gpus: int | None, known: Conditions) -> 'Table':
     from rich.table import Table
 
-    sizes = ', '.join(map(str, plan.world_sizes))
+    sizes = spell_sizes(plan.world_sizes)
     interval = plan.checkpoint_interval
     disk = plan.checkpoints * plan.checkpoint_bytes
     facts = {

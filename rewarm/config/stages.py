@@ -1,5 +1,6 @@
 """Stages with every length in whole batches and tokens, and every rate a number."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,6 +10,7 @@ from typing import Any
 
 from rewarm.config.duration import Duration
 from rewarm.config.errors import DamagedFile
+from rewarm.config.paths import is_url
 from rewarm.config.resolve import find_misfits, resolve_schedule
 from rewarm.config.schedules import BaseSchedule, MultistepSchedule
 from rewarm.config.schema import RunConfig, StageConfig
@@ -153,7 +155,7 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     if kind != 'checkpoint':
         return None, _NO_PREVIOUS
     state = Path(folder) / STATE_FILE
-    if '://' in folder or not state.parent.is_dir():
+    if is_url(folder) or not os.path.isdir(folder):  # Path.is_dir raises where one may not look
         return None, None
     try:
         lr = read_state(state.parent)[0].lr

@@ -1,8 +1,11 @@
 """The arithmetic of a global batch that is divided among ranks in whole microbatches."""
 
 import math
+from collections.abc import Sequence
 
 from rewarm.config.schema import RunConfig
+
+MOST_SPELLED = 40
 
 
 def find_world_sizes(config: RunConfig) -> list[int]:
@@ -47,6 +50,12 @@ def fitting_microbatch(config: RunConfig, ranks: int) -> int | None:
     if rest or not share:
         return None
     return max(size for size in _divisors(share) if size <= config.device_train_microbatch_size)
+
+
+def spell_sizes(sizes: Sequence[int]) -> str:
+    """Numbers of ranks in words; of many the smallest, which are the ones in use."""
+    text = ', '.join(map(str, sizes[:MOST_SPELLED]))
+    return f'{text}, ... {sizes[-1]}' if len(sizes) > MOST_SPELLED else text
 
 
 def _divisors(number: int) -> list[int]:

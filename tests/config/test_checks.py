@@ -276,7 +276,7 @@ def test_the_rate_of_a_checkpoint(write_run, problems_of):
     Path('other/ba1').mkdir(parents=True)
     (problem,) = problems_of(*new)
     assert 'holds no rate `lr`' in problem
-    Path('other/ba1/state.json').write_text(json.dumps({'lr': 1.5e-4}))
+    Path('other/ba1/state.json').write_text(json.dumps({'batch': 1, 'lr': 1.5e-4}))
     assert make_plan(load(path)).lr_at(0) == 1.5e-4
 
 

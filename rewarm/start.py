@@ -1,5 +1,6 @@
 """What a start writes, says and agrees on before the first batch."""
 
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -26,7 +27,16 @@ from rewarm.config.secrets import redacted
 from rewarm.formats.files import write_whole
 from rewarm.terminal import printable
 
-__all__ = ['VERSIONS_OF', 'announce', 'load_loggers', 'on_each_node', 'on_rank_zero', 'version_of', 'write_start_files']
+__all__ = [
+    'VERSIONS_OF',
+    'announce',
+    'load_loggers',
+    'on_each_node',
+    'on_rank_zero',
+    'version_of',
+    'warn',
+    'write_start_files',
+]
 
 VERSIONS_OF = ('rewarm', 'torch', 'triton', 'mosaicml', 'mosaicml-streaming', 'transformers', 'tokenizers', 'numpy')
 
@@ -48,6 +58,12 @@ def announce(text: str) -> None:
     """Says something once, on rank 0's standard error, above a progress bar if there is one."""
     if dist.get_global_rank() == 0:
         tqdm.write(printable(text), file=sys.stderr)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Warns as ``rewarm plan`` does; once in a process, however often the run goes back."""
+    announce(f'warning: {text}')
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

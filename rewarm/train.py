@@ -50,7 +50,7 @@ from rewarm.resume.store import FINAL_UPLOAD_SECONDS, RunStore, working_folder
 from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
-from rewarm.start import announce, load_loggers, on_each_node, on_rank_zero, write_start_files
+from rewarm.start import announce, load_loggers, on_each_node, on_rank_zero, warn, write_start_files
 
 __all__ = ['run']
 
@@ -142,6 +142,8 @@ def _go_on(this: Start) -> int:
     saved, where = on_rank_zero(store.newest) or (None, '')
     plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
     on_rank_zero(lambda: refuse_changes(saved, config, plan))
+    for warning in plan.warnings:
+        warn(warning)
     if not on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages})):
         announce('The bucket lacks the newest checkpoint, so the other nodes do too. Start the same command again.')
         return EXIT_PREEMPTED

@@ -63,6 +63,36 @@ def check_stage_change(old: dict[str, Any], new: StagePlan, *, batch_in_stage: i
     return [f'stage `{old.get("name")}` is at batch {batch_in_stage:,}: {text}' for text in found]
 
 
+def describe_data_change(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Puts in words how the data of a stage differs from what the stage has begun with.
+
+    Args:
+        old (dict[str, Any]): The order's fingerprint that a checkpoint remembers.
+        new (dict[str, Any]): The one of the data that is there now.
+
+    Returns:
+        list[str]: One text for each difference; empty when the order is the same.
+    """
+    found = [line for key in new if key != 'streams' for line in _compare(key, old.get(key), new[key])]
+    before, now = ({stream['name']: stream for stream in mix.get('streams', [])} for mix in (old, new))
+    for name in dict.fromkeys([*before, *now]):
+        if name not in before or name not in now:
+            found.append(f'stream `{name}` {"is new" if name in now else "is gone"}')
+            continue
+        keys = [key for key in now[name] if key != 'shards']
+        lines = [line for key in keys for line in _compare(key, before[name].get(key), now[name][key])]
+        if not lines and before[name].get('shards') != now[name].get('shards'):
+            lines = [f'its shards hold other samples ({_short(before[name])} was, {_short(now[name])} is)']
+        found += [f'stream `{name}`: {line}' for line in lines]
+    if not found and old.get('streams') != new.get('streams'):
+        found.append('the streams are in another order')
+    return found
+
+
+def _short(stream: dict[str, Any]) -> str:
+    return str(stream.get('shards', '')).removeprefix('sha256:')[:8]
+
+
 def _check_resize(old: dict[str, Any], now: dict[str, Any], batch_in_stage: int) -> list[str]:
     if now['batches'] < batch_in_stage:
         least = batch_in_stage * now['tokens_per_batch']
@@ -77,8 +107,9 @@ def _check_resize(old: dict[str, Any], now: dict[str, Any], batch_in_stage: int)
         if before(tokens) != after(tokens):
             return [
                 f'`max_duration` cannot go from {old["batches"]:,} to {now["batches"]:,} batches, because the curve depends on it: batch '
-                f'{batch:,} was trained at rate {before(tokens):.6g} and would be at {after(tokens):.6g}. Put it back and append a stage '
-                'instead; only a curve whose past does not depend on the budget (its lengths in tokens or batches) can be resized'
+                f'{batch:,} was trained at rate {before(tokens):.6g} and would be at {after(tokens):.6g}. Put it back; to end '
+                'here, begin another run with `model.init_from: checkpoint:<its newest checkpoint>`. Only a stage whose curve so far '
+                'does not depend on the budget (`constant`, or lengths in tokens or batches) can be cut or lengthened'
             ]
     return []
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from rewarm.config.changes import describe_data_change
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.plan import Plan, StagePlan, check_stage_change, identity
 from rewarm.config.schema import RunConfig
@@ -68,11 +69,10 @@ class RunState:
             self.stages = [*self.stages, {'start_batch': self.batch, 'lr_before': lr_before, 'mix': fingerprint}]
             return
         before = self.stages[stage.index]['mix']
-        changed = [key for key in fingerprint if fingerprint[key] != before.get(key)]
-        if changed:
+        if changed := describe_data_change(before, fingerprint):
             raise UserError(
                 f'stage `{stage.name}` has begun with other data: '
-                + '; '.join(f'{key} was {before.get(key)}, now {fingerprint[key]}' for key in changed)
+                + '; '.join(changed)
                 + '. Bring the old data or setting back, or append a new stage for the new data'
             )
 
@@ -134,7 +134,8 @@ def refuse_changes(saved: Checkpoint | None, config: RunConfig, plan: Plan) -> N
         raise UserError(
             f'the run file does not go with {saved.path}:\n'
             + '\n'.join(f'  {text}' for text in found)
-            + '\nPut the old values back, or start another run (another `run_folder`)'
+            + '\nPut the old values back, or start another run: another `run_folder`, and from here on '
+            f'`model.init_from: checkpoint:{saved.path}`'
         )
 
 

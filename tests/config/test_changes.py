@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from rewarm.config.changes import describe_data_change
 from rewarm.config.load import load
 from rewarm.config.plan import check_stage_change, identity, make_plan
 
@@ -128,3 +129,28 @@ def test_a_resize_hides_no_other_edit(check):
     found = check((WSD,), (WSD.replace('20%', '15%'), longer(200)))
     assert any('`schedule.decay_tokens`' in line for line in found)
     assert check((CONSTANT,), (CONSTANT.replace('1e-3', '2e-3'), longer(200))) != []
+
+
+def mix(**changes):
+    stream = {'name': 'old', 'share': '1', 'shuffle': True, 'samples': 6293, 'shards': f'sha256:{"a" * 64}'}
+    return {'order_version': 2, 'seed': 17, 'block_size': 64, 'streams': [{**stream, **changes}]}
+
+
+def test_changed_data_is_described_in_words():
+    assert describe_data_change(mix(), mix()) == []
+    assert describe_data_change(mix(), mix(samples=6000)) == ['stream `old`: `samples` was 6,293, now 6,000']
+    assert describe_data_change(mix(), mix(shards=f'sha256:{"b" * 64}')) == [
+        'stream `old`: its shards hold other samples (aaaaaaaa was, bbbbbbbb is)'
+    ]
+    assert describe_data_change(mix(), mix(name='new')) == ['stream `old` is gone', 'stream `new` is new']
+    assert describe_data_change(mix(), {**mix(), 'block_size': 4096}) == ['`block_size` was 64, now 4,096']
+    two = [mix()['streams'][0], mix(name='new')['streams'][0]]
+    assert describe_data_change({**mix(), 'streams': two}, {**mix(), 'streams': two[::-1]}) == [
+        'the streams are in another order'
+    ]
+
+
+def test_a_stage_that_cannot_be_cut_says_how_else_to_end_it(check):
+    cosine = 'stages.0.schedule={name: cosine, lr: 1e-3, warmup: 10ba}'
+    (problem,) = check((cosine,), (cosine, longer(20)))
+    assert 'begin another run with `model.init_from: checkpoint:' in problem

@@ -27,8 +27,9 @@ from rewarm.formats.checkpoint import (
     read_state,
 )
 from rewarm.formats.files import flush, read_bytes, write_whole
-from rewarm.resume.folders import point_latest, set_aside
+from rewarm.resume.folders import make_draft, point_latest, set_aside
 from rewarm.resume.refusals import Refusals
+from rewarm.resume.verification import damage
 
 __all__ = ['Archive', 'put_in_place']
 
@@ -69,6 +70,10 @@ class Archive:
     def names(self) -> list[str]:
         """The checkpoints that have a manifest, oldest first."""
         return [name for name, kept in self._list().items() if kept.is_whole]
+
+    def complete_names(self) -> list[str]:
+        """The checkpoints of which all files have the sizes that their manifests say, oldest first."""
+        return self._complete(self._list())
 
     def upload(
         self,
@@ -126,12 +131,13 @@ class Archive:
         self._unmark(name, refusals)
         return True
 
-    def download(self, name: str, root: Path) -> Path:
+    def download(self, name: str, root: Path, *, trained: bool = False) -> Path:
         """Downloads a checkpoint under a temporary name, each file verified; files that an earlier try left are kept.
 
         Args:
             name (str): The checkpoint.
             root (Path): The local ``checkpoints`` folder.
+            trained (bool): Whether a run must be able to go on from it: then its parts must belong together too.
 
         Returns:
             Path: The temporary folder, for :func:`put_in_place`.
@@ -151,10 +157,18 @@ class Archive:
             for file, entry in manifest.files.items():
                 self.bucket.download(f'{top}/{file}', draft / file, size=entry.bytes, sha256=entry.sha256)
             write_whole(draft / MANIFEST_FILE, text)
-            read_state(draft)
+            state, _ = read_state(draft)
+            found = damage(draft, hashed=True, trained=True) if trained else []
+            if trained and state.batch != batch_of(name):
+                found.append(f'state.json is of batch {state.batch:,}')
+            if found:
+                raise Damaged(f'{top}: {"; ".join(found)}')
         except (Damaged, DamagedFile) as error:
             self.damaged.add(name)
-            raise error if isinstance(error, Damaged) else Damaged(f'{top}: {error.place}: {error.what}') from None
+            if isinstance(error, Damaged):
+                raise
+            place = f'{error.place}: ' if error.place else ''
+            raise Damaged(f'{top}/{Path(error.where).name}: {place}{error.what}') from None
         flush(draft)
         return draft
 
@@ -163,8 +177,9 @@ class Archive:
     ) -> list[str]:
         """Deletes all but the newest ``keep`` checkpoints, and what broken-off uploads and deletions left.
 
-        Never a stage's end, the newest one, or a folder that holds anything its manifest does not list. Checkpoints
-        known to be damaged do not count, and go when there is a newer whole one. One that cannot be deleted holds up no other.
+        Never a stage's end, the newest one, or a folder that holds anything its manifest does not list. What lacks a
+        file does not count, such as a copy that somebody is making; nor do checkpoints known to be damaged, which go
+        when there is a newer complete one. One that cannot be deleted holds up no other.
 
         Args:
             keep (int): How many to keep besides stage ends; at least 1.
@@ -177,7 +192,7 @@ class Archive:
         """
         listed = self._list()
         whole = [name for name, kept in listed.items() if kept.is_whole]
-        valid = [name for name in whole if name not in self.damaged]
+        valid = [name for name in self._complete(listed) if name not in self.damaged]
         if not valid:
             return []
         ordinary = [name for name in valid if batch_of(name) not in stage_ends]
@@ -218,9 +233,21 @@ class Archive:
 
     def point_latest(self) -> None:
         """Names the newest checkpoint in ``latest``."""
-        text = ''.join(f'{name}\n' for name in self.names()[-1:]).encode()
+        text = ''.join(f'{name}\n' for name in self.complete_names()[-1:]).encode()
         if text and not self.bucket.holds(f'{self.url}/latest', text):
             self.bucket.write(f'{self.url}/latest', text)
+
+    def _complete(self, listed: dict[str, _Kept]) -> list[str]:
+        found: list[str] = []
+        for name, kept in listed.items():
+            if kept.is_whole:
+                url = f'{self.url}/{name}/{MANIFEST_FILE}'
+                try:
+                    if not parse_manifest(self._read(url), url).wrong_sizes(kept.sizes):
+                        found.append(name)
+                except (Damaged, DamagedFile):
+                    continue
+        return found
 
     def _read(self, url: str) -> bytes:
         """A manifest; one that is not there is an empty text, which is none."""
@@ -256,17 +283,9 @@ def put_in_place(draft: Path, root: Path, name: str) -> Path:
 
 def _clear(draft: Path, manifest: Manifest) -> None:
     """Makes a folder that holds nothing but regular files which an earlier try left of this checkpoint."""
-    if draft.is_symlink() or not draft.is_dir():
-        _delete(draft)
-    draft.mkdir(parents=True, exist_ok=True)
+    make_draft(draft)
     for path in draft.iterdir():
-        if path.name not in manifest.files or path.is_symlink() or not path.is_file():
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    """Deletes whatever has this name, and nothing that a link leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in manifest.files or path.is_symlink() or not path.is_file():
+            path.unlink()

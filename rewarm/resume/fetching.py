@@ -40,6 +40,7 @@ def fetch(
     record: Callable[..., None],
     say: Callable[[str], None],
     wanted: str | None = None,
+    trained: bool = False,
 ) -> Fetched | None:
     """Puts the newest whole checkpoint of disk and bucket in place, with its records.
 
@@ -53,6 +54,7 @@ def fetch(
         record (Callable): Called as ``record('fallback', path=..., reason=..., instead=...)`` for each damaged one.
         say (Callable): Tells the user something.
         wanted (str | None): The only checkpoint that will do, as it is in the bucket. Default: the newest.
+        trained (bool): Whether a run must be able to go on from it.
 
     Returns:
         Fetched | None: None where none was ever finished.
@@ -69,7 +71,7 @@ def fetch(
         local = {path.name for path in root.glob('ba*') if NAME.fullmatch(path.name)}
         remote = set(archive.names())
         for name in [wanted] if wanted else sorted(local | remote, reverse=True):
-            if name in local and (found := _why_not(archive, root / name, exactly=wanted is not None)):
+            if name in local and (found := _why_not(archive, root / name, exactly=wanted is not None, trained=trained)):
                 wrong[str(root / name)] = found
             elif name in local:
                 _fetch_records(archive, folder, missing_only=True)
@@ -77,7 +79,7 @@ def fetch(
             if name in remote:
                 say(f'Fetching {name} from {archive.url} ...')
                 try:
-                    draft = archive.download(name, root)
+                    draft = archive.download(name, root, trained=trained)
                 except Damaged as error:
                     wrong[f'{archive.url}/{name}'] = str(error)
                     continue
@@ -100,9 +102,9 @@ def fetch(
     return None
 
 
-def _why_not(archive: Archive, path: Path, *, exactly: bool) -> str:
+def _why_not(archive: Archive, path: Path, *, exactly: bool, trained: bool) -> str:
     """Why a local checkpoint will not do, in words; empty if it will."""
-    if found := '; '.join(damage(path)):
+    if found := '; '.join(damage(path, trained=trained)):
         return found
     manifest = read_bytes(path / MANIFEST_FILE, largest_bytes=LARGEST_BYTES)
     if exactly and not archive.bucket.holds(f'{archive.url}/{path.name}/{MANIFEST_FILE}', manifest):

@@ -73,16 +73,17 @@ class Mirror:
             UserError: If keys, bucket or server are wrong, or the server does not answer for a while.
         """
         self._patiently(self._owner.claim)
-        names = self._patiently(self._archive.names)
+        names = self._patiently(self._archive.complete_names)
         self._uploads.start(names[-1] if names else None)
 
-    def fetch(self, name: str | None = None) -> Fetched | None:
+    def fetch(self, name: str | None = None, *, trained: bool = False) -> Fetched | None:
         """Brings the newest whole checkpoint to the local folder, unless one as new is there, with its records.
 
         Call it before leftovers are removed: what an earlier try has downloaded is used.
 
         Args:
             name (str | None): The only one that will do: the one that rank 0 has, for other nodes. Default: the newest.
+            trained (bool): Whether a run must be able to go on from it.
 
         Returns:
             Fetched | None: Which one is in place and where it was; None where none was ever finished.
@@ -91,7 +92,7 @@ class Mirror:
             UserError: If there are checkpoints and none is whole, the bucket cannot be read or the disk is full.
         """
         return self._patiently(
-            lambda: fetch(self._archive, self.folder, record=self._record, say=self._say, wanted=name)
+            lambda: fetch(self._archive, self.folder, record=self._record, say=self._say, wanted=name, trained=trained)
         )
 
     def publish(self, name: str, *, keep: int, stage_ends: Collection[int]) -> None:

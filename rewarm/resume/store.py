@@ -80,7 +80,7 @@ class RunStore:
         Raises:
             UserError: If there are checkpoints and none is whole, or the bucket cannot be read.
         """
-        fetched = None if self.mirror is None else self.mirror.fetch()
+        fetched = None if self.mirror is None else self.mirror.fetch(trained=True)
         remove_leftovers(self.checkpoints)
         hashed = None if fetched is None else fetched.name
         found = find_newest_valid(self.checkpoints, self.record, hashed=hashed, trained=True)
@@ -124,7 +124,7 @@ class RunStore:
         if dist.get_global_rank() == 0:
             return
         if self.mirror is not None and checkpoint is not None:
-            self.mirror.fetch(checkpoint.path.name)
+            self.mirror.fetch(checkpoint.path.name, trained=True)
         if self.mirror is None and not (self.checkpoints if checkpoint is None else checkpoint.path).is_dir():
             raise UserError(
                 f'run_folder: {self.folder} of the first node is not there on {socket.gethostname()}. A run on several '

@@ -369,6 +369,15 @@ def test_a_state_that_hashes_right_and_is_none_is_damage(server, machine, state)
     assert second.recorded('fallback')[0]['path'] == f'{URL}/checkpoints/{name(4)}'
 
 
+def test_parts_that_hash_right_and_do_not_belong_together_are_damage_to_a_run(server, machine):
+    first, second = machine(), machine(start=False)
+    first.publish(2)
+    assert first.mirror.flush(30)
+    with pytest.raises(UserError, match=r'none of them is whole(.|\n)*state.json lacks'):  # as an import has it
+        second.mirror.fetch(trained=True)
+    assert second.mirror.fetch() == Fetched(name(2), 'bucket')
+
+
 def test_damaged_events_are_left_out_and_said_and_no_reason_not_to_start(server, machine):
     first, second = machine(), machine(start=False)
     first.publish(2)
@@ -543,6 +552,22 @@ def test_leftovers_of_the_server_are_no_reason_to_keep_a_checkpoint(server, mach
     assert run.mirror.flush(30)
     assert whole_ones(server) == [name(4)]
     assert machine().mirror.fetch() == Fetched(name(4), 'bucket')
+
+
+def test_a_newer_one_that_somebody_is_copying_does_not_count(server, machine):
+    run = machine()
+    for batch in (2, 4):
+        run.publish(batch, keep=2)
+        assert run.mirror.flush(30)
+    client, top = server.client(), 'runs/tiny/checkpoints'
+    manifest = client.get_object(Bucket=BUCKET, Key=f'{top}/{name(4)}/manifest.json')['Body'].read()
+    for batch, text in ((5, manifest), (90, manifest), (91, b'{}')):
+        client.put_object(Bucket=BUCKET, Key=f'{top}/{name(batch)}/manifest.json', Body=text)
+    run.publish(6, keep=2)
+    assert run.mirror.flush(30)
+    assert whole_ones(server) == [name(batch) for batch in (4, 5, 6, 90, 91)]
+    assert client.get_object(Bucket=BUCKET, Key=f'{top}/latest')['Body'].read() == f'{name(6)}\n'.encode()
+    assert machine().mirror.fetch() == Fetched(name(6), 'bucket')
 
 
 def test_a_known_damaged_one_does_not_count_and_goes(server, machine):

@@ -27,7 +27,7 @@ from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig
 from rewarm.data.datasets import Dataset, open_datasets
 from rewarm.data.mixed_dataset import MixedDataset, Sample
 from rewarm.data.order import Mix, MixStream, fingerprint
-from rewarm.data.shared_memory import build_dataset, release, sweep_shared_memory
+from rewarm.data.shared_memory import build_dataset, check_space, release, sweep_shared_memory
 from rewarm.formats.card import DatasetCard
 
 __all__ = [
@@ -168,6 +168,9 @@ def _build(
 def _data_spec(dataset: MixedDataset, workers: int) -> DataSpec:
     if workers:
         _check_temporary_folder()
+        batch_bytes = (dataset.batch_size or 1) * (2 * dataset._seq_len + 1) * 8  # as _collate makes it
+        batches = dist.get_local_world_size() * (2 * workers + 1)  # each worker keeps two ahead, and one is in use
+        check_space(batches * batch_bytes, 'the batches of loader workers (`data.num_workers`)')
         _end_workers_at_exit()
     loader = _Loader(
         dataset,

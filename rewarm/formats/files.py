@@ -118,14 +118,15 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def private_folder(*names: str) -> Path:
+def private_folder(*names: str, below: Path | None = None) -> Path:
     """A folder below the system's temporary one that nobody else can have prepared or can write to.
 
     Each level is made with mode 0700, whatever the umask. One that is there is used only if it is a folder and no link,
     belongs to this user, and neither its group nor others may write to it.
 
     Args:
-        *names (str): One name for each level below ``$TMPDIR``.
+        *names (str): One name for each level.
+        below (Path | None): Where the first one lies. Default: ``$TMPDIR``.
 
     Returns:
         Path: The last one.
@@ -134,7 +135,7 @@ def private_folder(*names: str) -> Path:
         UserError: If one cannot be made or is not this user's own, with what to do.
     """
     try:
-        path = Path(tempfile.gettempdir())
+        path = below or Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise UserError(f'{error.strerror or error}. Set TMPDIR to a folder that can be written') from None
     for name in names:

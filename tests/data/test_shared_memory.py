@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import mmap
 import os
 import shutil
 import signal
@@ -181,7 +182,7 @@ time.sleep(300)
 @pytest.fixture
 def other_run(shards, tmp_path, own_lock_files):
     """Starts another run in a group of its own, and ends whatever is left of it after the test."""
-    started = []
+    started, made = [], []
 
     def start(kind, cache):
         process = subprocess.Popen(
@@ -209,7 +210,10 @@ def other_run(shards, tmp_path, own_lock_files):
             if os.path.abspath(cache).encode() in path.read_bytes()
         ]
         assert len(mine) == 1
-        return process, {(path.name, path.stat().st_ino) for path in MEMORY.glob(f'{mine[0]}_*')}
+        blocks = {(path.name, path.stat().st_ino) for path in MEMORY.glob(f'{mine[0]}_*')}
+        if kind == 'streaming':
+            made.extend(MEMORY / name for name, _ in blocks)
+        return process, blocks
 
     yield start
     for process in started:
@@ -220,6 +224,8 @@ def other_run(shards, tmp_path, own_lock_files):
         process.wait()
         process.stdout.close()
     sweep_shared_memory()
+    for path in made:  # of the program that knows nothing of us
+        path.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -236,7 +242,7 @@ def alone(monkeypatch):
 
 
 def sweep_until_gone(blocks):
-    """Once is enough, unless a program that looks for a free number at this moment has the blocks open, too."""
+    """Once is enough, unless a process of the killed group is not yet gone."""
     deadline = time.monotonic() + 120
     while sweep_shared_memory() >= 0 and still_there(blocks):
         assert time.monotonic() < deadline
@@ -262,9 +268,8 @@ def first_of_all(other_run, cache):
     pytest.skip('other runs on this machine have lower numbers')
 
 
-@pytest.mark.parametrize('kind', ['reading', 'streaming'])
-def test_a_living_run_is_left_alone_and_a_dead_one_is_swept(other_run, alone, tmp_path, kind):
-    process, blocks = other_run(kind, str(tmp_path / 'cache'))
+def test_a_living_run_is_left_alone_and_a_dead_one_is_swept(other_run, alone, tmp_path):
+    process, blocks = other_run('reading', str(tmp_path / 'cache'))
     assert len(blocks) == 6
     sweep_shared_memory()
     assert still_there(blocks) == {name for name, _ in blocks}
@@ -321,65 +326,159 @@ def test_loaders_that_outlive_a_killed_run_are_waited_for(other_run, shards, tmp
     release([data.dataset])
 
 
-def test_stale_lock_files_are_removed_and_others_kept(own_lock_files, shards):
-    data = build(run_config(local=shards))
-    list(data.spec.dataloader)
-    living = own_lock_files / f'{data.dataset._shm_prefix_int:06}_cache_filelock'
-    living.touch()
-    stale = [own_lock_files / name for name in ('999998_barrier_filelock', '999998_cache_filelock')]
-    strange = own_lock_files / 'cache_filelock'
-    for path in (*stale, strange):
+def test_lock_files_go_with_the_run_that_made_them(other_run, alone, own_lock_files, shards, tmp_path):
+    process, blocks = other_run('reading', str(tmp_path / 'cache'))
+    number = min(blocks)[0][:6]
+    files = [own_lock_files / f'{number}_{name}' for name in ('barrier_filelock', 'cache_filelock')]
+    others = [own_lock_files / name for name in ('999998_barrier_filelock', 'cache_filelock')]
+    for path in (*files, *others):
         path.touch()
     sweep_shared_memory()
-    assert living.exists()
-    assert strange.exists()
-    assert not any(path.exists() for path in stale)
-    release([data.dataset])
-    assert not living.exists()
+    assert all(path.exists() for path in (*files, *others))
+    with alone():
+        kill_group(process)
+    sweep_until_gone(blocks)
+    assert [path for path in (*files, *others) if path.exists()] == others
 
 
 def test_memory_of_other_programs_is_not_ours_to_sweep():
-    strange = [MEMORY / name for name in ('999999_locals_of_mine', '99_locals', 'sem.999999_locals')]
-    dead = MEMORY / '999999_locals'
+    strange = [MEMORY / name for name in ('999999_locals_of_mine', '99_locals', 'sem.999999_locals', '999999_locals')]
     try:
-        for path in (*strange, dead):
+        for path in strange:
             path.touch()
         sweep_shared_memory()
         assert all(path.exists() for path in strange)
-        assert not dead.exists()
     finally:
-        for path in (*strange, dead):
+        for path in strange:
             path.unlink(missing_ok=True)
 
 
-def test_a_block_held_in_a_container_that_we_cannot_look_into_is_kept(monkeypatch):
-    monkeypatch.setattr(shared_memory, '_numbers_in_use', set)  # no process to be seen
-    block = MEMORY / '999997_locals'
-    block.touch()
-    try:
-        with block.open() as held:
-            fcntl.flock(held, fcntl.LOCK_SH)
-            sweep_of = shared_memory._by_number(MEMORY, shared_memory._BLOCK)
-            # Only our own block: with no process to be seen, the sweep would take those of every run.
-            monkeypatch.setattr(shared_memory, '_by_number', lambda *_: {'999997': sweep_of['999997']})
-            sweep_shared_memory()
-            assert block.exists()
+@pytest.fixture
+def marked():
+    """Blocks of a number that no run will have, marked as a run of ours does it."""
+    own = shared_memory._own_folder()
+    blocks = [MEMORY / f'999997_{kind}' for kind in ('locals', 'barrier')]
+    for block in blocks:
+        block.write_bytes(bytes(8))
+    os.link(blocks[0], own / '999997')
+    yield blocks, own / '999997'
+    for path in (*blocks, own / '999997'):
+        path.unlink(missing_ok=True)
+
+
+def test_a_block_is_kept_as_long_as_a_process_that_we_cannot_see_holds_it(marked):
+    blocks, mark = marked
+    with blocks[0].open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
         sweep_shared_memory()
-        assert not block.exists()
+        assert all(path.exists() for path in (*blocks, mark))
+    sweep_shared_memory()
+    assert not any(path.exists() for path in (*blocks, mark))
+
+
+def test_a_number_that_another_program_has_taken_since_is_left_to_it(marked, own_lock_files):
+    blocks, mark = marked
+    (own_lock_files / '999997_cache_filelock').touch()
+    blocks[0].unlink()
+    blocks[0].write_bytes(bytes(8))
+    sweep_shared_memory()
+    assert all(path.exists() for path in (*blocks, own_lock_files / '999997_cache_filelock'))
+    assert not mark.exists()
+
+
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which('unshare'), reason='namespaces take root and unshare'
+)
+
+
+def in_namespace(*command, env=None):
+    done = subprocess.run(['unshare', *command], capture_output=True, text=True, env=env)
+    if done.stderr.startswith(('unshare:', 'mount:')):
+        pytest.skip(f'no namespaces here: {done.stderr}')
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_namespaces
+def test_what_lives_in_another_pid_namespace_is_left_alone(marked):
+    blocks, mark = marked
+    foreign = MEMORY / '999996_locals'  # of a program that uses Streaming without us
+    foreign.write_bytes(bytes(8))
+    try:
+        with blocks[0].open('rb') as ours, foreign.open('r+b') as theirs, mmap.mmap(theirs.fileno(), 8):
+            fcntl.flock(ours, fcntl.LOCK_SH)
+            sweep = 'from rewarm.data.shared_memory import sweep_shared_memory; sweep_shared_memory()'
+            in_namespace('--pid', '--fork', '--mount-proc', sys.executable, '-W', 'ignore', '-c', sweep)
+            assert all(path.exists() for path in (*blocks, mark, foreign))
     finally:
-        block.unlink(missing_ok=True)
+        foreign.unlink(missing_ok=True)
+
+
+SMALL = """
+import sys
+sys.path[:0] = [{tests!r}]
+import test_shared_memory as own
+from multiprocessing.shared_memory import SharedMemory
+from rewarm.config.errors import UserError
+
+def words_of(call):
+    try:
+        call()
+    except UserError as error:
+        print(error)
+
+words_of(lambda: own.build(own.run_config(2000, local={shards!r})))
+words_of(lambda: [own.build(own.run_config(local={shards!r})) for _ in range(40)])
+block = SharedMemory(create=True, size=1 << 20)
+words_of(lambda: own.shared_memory._reserve(block))
+block.unlink()
+"""
+
+
+@needs_namespaces
+def test_too_little_shared_memory_is_said_in_words(shards, own_lock_files):
+    script = SMALL.format(tests=str(Path(__file__).parent), shards=shards)
+    mount = 'mount -t tmpfs -o size=200k tmpfs /dev/shm && exec "$@"'
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2]), 'OMP_NUM_THREADS': '1'}
+    said = in_namespace('--mount', 'sh', '-c', mount, 'sh', sys.executable, '-W', 'ignore', '-c', script, env=env)
+    workers, datasets, block = said.splitlines()
+    assert 'the batches of loader workers (`data.num_workers`) need' in workers
+    assert 'datasets need 65,536' in datasets
+    assert 'datasets need 1,048,576' in block
+    for line in (workers, datasets, block):
+        assert line.startswith('/dev/shm has ')
+        assert '204,800 bytes free' in line
+        assert 'docker run --shm-size' in line
 
 
 def test_runs_build_one_after_the_other(monkeypatch, caplog):
     monkeypatch.setattr(shared_memory, '_LOCK_SECONDS', 0.1)
-    other = os.open(MEMORY, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    try:
+    with (shared_memory._own_folder() / 'lock').open('w') as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         with shared_memory._machine_lock():
             pass
+    assert 'another run has held' in caplog.text
+
+
+def test_a_lock_on_the_folder_that_all_may_read_holds_up_nobody():
+    other = os.open(MEMORY, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    began = time.monotonic()
+    try:
+        sweep_shared_memory()
     finally:
         os.close(other)
-    assert 'another run has held' in caplog.text
+    assert time.monotonic() - began < 10
+
+
+def test_a_folder_that_somebody_else_prepared_is_not_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shared_memory, 'SHARED_MEMORY', tmp_path)
+    (tmp_path / f'rewarm-{os.geteuid()}').mkdir()
+    (tmp_path / f'rewarm-{os.geteuid()}').chmod(0o777)
+    (tmp_path / f'rewarm-{os.geteuid()}' / 'lock').symlink_to(tmp_path / 'victim')
+    assert sweep_shared_memory() == 0
+    assert 'other users may write to it' in caplog.text
+    assert not (tmp_path / 'victim').exists()
 
 
 def test_a_race_for_a_number_is_run_again_once():

@@ -15,6 +15,9 @@ from rewarm.report.timeline import find_timeline
 
 __all__ = ['measure']
 
+SLOWEST = 1e-3
+"""Tokens per second; with less no hours can be reckoned, and nothing was measured."""
+
 
 def measure(folder: str | Path) -> Conditions:
     """Takes speed, preemptions and saves from a run's own records, finished or not.
@@ -54,7 +57,7 @@ def measure(folder: str | Path) -> Conditions:
 
 def _speed_of_one(run: Run) -> float | None:
     speed = _median(line.tokens_per_second for line in run.batches)
-    return None if speed is None else speed / (run.environment.world_size or 1)
+    return None if speed is None or speed < SLOWEST else speed / (run.environment.world_size or 1)
 
 
 def _median(values: Iterable[object]) -> float | None:

@@ -168,7 +168,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
     return Run(
         folder=path,
         place=printable(str(path)),
-        name=printable(config.run_name or path.resolve().name),
+        name=printable(config.run_name or path.resolve().name).replace('\n', ' '),
         config=config,
         config_text=config_text,
         plan=plan,

@@ -33,6 +33,16 @@ def test_what_did_not_happen_is_not_known(tmp_path):
     assert measure(Story(tmp_path / 'b').write()) == Conditions()
 
 
+@pytest.mark.parametrize('speed', [0, 5e-324])
+def test_a_speed_of_nothing_is_not_known(tmp_path, speed):
+    folder = Story(tmp_path / 'run').start().train(10).write()
+    path = folder / 'metrics.jsonl'
+    path.write_text(
+        path.read_text().replace(f'"tokens_per_second": {float(TOKENS_PER_BATCH)}', f'"tokens_per_second": {speed}')
+    )
+    assert measure(folder) == Conditions()
+
+
 def test_a_save_of_an_old_run_blocked_for_all_of_its_time(make_run):
     known = measure(make_run('rewarm'))
     assert (known.save_stall_seconds, known.save_seconds) == (0.4, 0.4)

@@ -25,25 +25,23 @@ _OF_ACCESS = frozenset('api access auth secret private account bearer refresh se
 _OF_TEXT = frozenset('text eod eos bos pad unk sep cls mask special sort primary foreign'.split())
 """With these a ``token`` is one of a vocabulary, and a ``key`` one of a table."""
 
-_WORDS = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+')
+# Compiled at their first use: a run file without secrets needs none of them, and `rewarm plan` answers at once.
+_WORDS = r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+'
 
 _NAME = r'[A-Za-z0-9_][\w.-]*'
-_URL_USER = re.compile(
-    r"""(?<=://)(?:
+_URL_USER = r"""(?x)(?<=://)(?:
         [^\s/?#'"`:@]*:(?![0-9]{1,5}(?:[/?#\s'"`]|$))(?:(?!://)[^\s'"`])*(?=@)   # user:password, which may hold a / or an @
         | (?<=http://)[^\s/?#'"`@]+(?=@) | (?<=https://)[^\s/?#'"`@]+(?=@)       # of a web server: a token alone
-    )""",
-    re.VERBOSE,
-)
-_QUOTED = re.compile(rf"""(["'])({_NAME})\1(\s*[:=]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&}})\]]+)""")
-_ASSIGNED = re.compile(rf"""(?<![\w.-])({_NAME})(=)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&`'"}})\]]+)""")
-_SPELLED = re.compile(rf"""(?<![\w.-])({_NAME})(:\s*)(?!//)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&`'"}})\]]+)""")
-_SCHEME = re.compile(r'\b(Bearer|Basic)\s+[A-Za-z0-9+/=._~-]{6,}')
-_SHAPE = re.compile(
+    )"""
+_QUOTED = rf"""(["'])({_NAME})\1(\s*[:=]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&}})\]]+)"""
+_ASSIGNED = rf"""(?<![\w.-])({_NAME})(=)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&`'"}})\]]+)"""
+_SPELLED = rf"""(?<![\w.-])({_NAME})(:\s*)(?!//)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&`'"}})\]]+)"""
+_SCHEME = r'\b(Bearer|Basic)\s+[A-Za-z0-9+/=._~-]{6,}'
+_SHAPE = (
     r'(?<![A-Za-z0-9_-])(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|gh[opsru]_[A-Za-z0-9]{20,}|github_pat_\w{20,}'
     r'|sk-[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{20,}(?:[.=][A-Za-z0-9_.=-]*)?)'
 )
-_OVERRIDE = re.compile(rf'(-{{0,2}}{_NAME})=', re.ASCII)
+_OVERRIDE = rf'(?a)(-{{0,2}}{_NAME})='
 
 
 def is_secret_name(name: object) -> bool:
@@ -65,12 +63,12 @@ def without_secrets(text: str) -> str:
         str: The text; unchanged where there is none.
     """
     if '://' in text:
-        text = _URL_USER.sub(REDACTED, text)
-    text = _SHAPE.sub(REDACTED, text)
-    text = _SCHEME.sub(rf'\1 {REDACTED}', text)
-    text = _QUOTED.sub(lambda found: _hide(found, found[2], f'{found[1]}{found[2]}{found[1]}{found[3]}'), text)
-    text = _ASSIGNED.sub(_hide_assigned, text)
-    return _SPELLED.sub(_hide_spelled, text)
+        text = re.sub(_URL_USER, REDACTED, text)
+    text = re.sub(_SHAPE, REDACTED, text)
+    text = re.sub(_SCHEME, rf'\1 {REDACTED}', text)
+    text = re.sub(_QUOTED, lambda found: _hide(found, found[2], f'{found[1]}{found[2]}{found[1]}{found[3]}'), text)
+    text = re.sub(_ASSIGNED, _hide_assigned, text)
+    return re.sub(_SPELLED, _hide_spelled, text)
 
 
 def redacted(data: Any) -> Any:
@@ -88,7 +86,7 @@ def redacted(data: Any) -> Any:
         return _redacted_list(list(data))  # pyright: ignore[reportUnknownArgumentType]
     if not isinstance(data, str):
         return data
-    override = _OVERRIDE.match(data)
+    override = re.match(_OVERRIDE, data)
     if override and is_secret_name(override[1]):
         return f'{override[1]}={REDACTED}'
     return without_secrets(data)
@@ -135,7 +133,7 @@ def _hide_spelled(found: re.Match[str]) -> str:
 
 
 def _is_secret_word(name: str) -> bool:
-    words = [word.lower() for word in _WORDS.findall(name)]
+    words = [word.lower() for word in re.findall(_WORDS, name)]
     for index, word in enumerate(words):
         before = words[:index]
         if word in _ALWAYS or (word in _PLURAL and not _OF_ACCESS.isdisjoint(before)):

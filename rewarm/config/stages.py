@@ -15,7 +15,6 @@ from rewarm.config.resolve import find_misfits, resolve_schedule
 from rewarm.config.schedules import BaseSchedule, MultistepSchedule
 from rewarm.config.schema import RunConfig, StageConfig
 from rewarm.config.source import Loc
-from rewarm.formats.checkpoint import STATE_FILE, read_state
 from rewarm.schedule.curves import make_curve, phase_edges
 
 _NO_PREVIOUS = (
@@ -154,6 +153,8 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     kind, _, folder = config.model.init_from.partition(':')
     if kind != 'checkpoint':
         return None, _NO_PREVIOUS
+    from rewarm.formats.checkpoint import STATE_FILE, read_state  # most runs begin from no checkpoint
+
     state = Path(folder) / STATE_FILE
     if is_url(folder) or not os.path.isdir(folder):  # Path.is_dir raises where one may not look
         return None, None

@@ -12,6 +12,7 @@ import typer
 
 from rewarm import signals, terminal
 from rewarm.config.errors import RankError, UserError, disk_error
+from rewarm.config.secrets import without_secrets
 
 __all__ = ['app', 'main']
 
@@ -166,7 +167,7 @@ def _start_again() -> NoReturn:
 def _tell(error: Exception) -> int:
     """Prints what the user has to know, once on each node; returns the exit code."""
     if _is_first_of_node() or isinstance(error, RankError):
-        print(terminal.printable(str(error)), file=sys.stderr)
+        print(terminal.printable(without_secrets(str(error))), file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from rewarm.config.errors import DamagedFile
+from rewarm.config.secrets import redacted
 from rewarm.formats.files import flush, read_bytes, refuse_lost_link, write_whole
 from rewarm.formats.records import EVENTS, Damage, Event, Kind, Record, open_records, parse_lines, read_lines
 
@@ -137,6 +138,7 @@ class Events:
     def record(self, event: str, **fields: Any) -> None:
         """Writes one event with the time (UTC) and the position."""
         if self.active:
+            fields = {name: redacted(value) for name, value in fields.items()}  # a reason may be any library's words
             now = datetime.now(UTC).isoformat(timespec='milliseconds')
             self.lines.append([{'time': now, 'event': event, **self.position, **fields}])
 

@@ -89,3 +89,10 @@ def test_an_event_of_an_earlier_start_is_not_written_again_and_damage_does_not_m
         events.at(batch=5, tokens=50, stage='s')
         events.record_once('stage_end')
     assert [each.event for each in events.lines.read()] == ['rollback', 'rollback', 'stage_end']
+
+
+def test_an_event_holds_no_secret(tmp_path):
+    events = Events(tmp_path, active=True)
+    events.record('upload_failed', reason='PUT https://me:hunter2@host/x?token=hunter2 failed', attempt=1)
+    events.record('fallback', path='a', reason='password=hunter2', instead={'api_key': 'hunter2'})
+    assert 'hunter2' not in (tmp_path / 'events.jsonl').read_text()

@@ -116,6 +116,10 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
     else:
         out = Path(job.out)
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            if out.is_symlink():
+                raise UserError(
+                    f'{job.out}: is a link, which a folder cannot replace at the end; name the folder itself'
+                )
             return None
         cards = {split: card for split in job.splits if (card := read_card(out / split)) is not None}
     given = [(s.name, s.bytes) for s in job.sources]

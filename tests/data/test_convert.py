@@ -22,6 +22,7 @@ from rewarm.data import convert as convert_module
 from rewarm.data import pool
 from rewarm.data.convert import convert
 from rewarm.data.pool import Workers
+from rewarm.data.staging import Staging
 from rewarm.data.verify import verify_dataset
 from rewarm.formats.card import DatasetCard, read_card
 from tests.buckets.servers import S3Server
@@ -273,6 +274,39 @@ def interrupted(run, source, out, monkeypatch, **kwargs):
         patch.setattr(convert_module, '_take', stop)
         with pytest.raises(KeyboardInterrupt):
             run(source, out, commit_seconds=0.0, **kwargs)
+
+
+@pytest.mark.parametrize('target', ['empty', 'nowhere'])
+def test_a_link_in_place_of_the_dataset_is_refused_before_any_work(run, inputs, tmp_path, target):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'out').symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match='out: is a link'):
+        run(inputs, tmp_path / 'out')
+    assert not (tmp_path / 'out.staging').exists()
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (lambda work: (work / 'progress.json').write_text('{}'), 'progress.json: damaged: progress: is missing'),
+        (lambda work: (work / 'identity.json').write_text('['), 'identity.json: damaged'),
+        (lambda work: (work / 'rejects.jsonl').symlink_to('/dev/null'), 'rejects.jsonl: damaged: it is a link'),
+    ],
+)
+def test_unfinished_work_that_is_damaged_says_what_to_do(inputs, tmp_path, damage, words):
+    identity = {'settings': {}, 'sources': []}
+    Staging(tmp_path / 'staging', identity, ['']).close()
+    damage(tmp_path / 'staging' / 'work')
+    with pytest.raises(UserError, match=rf'{words}.*Delete {tmp_path}/staging and start again'):
+        Staging(tmp_path / 'staging', identity, [''])
+
+
+def test_unfinished_work_is_written_through_no_link(tmp_path):
+    (tmp_path / 'mine').write_text('mine')
+    (tmp_path / 'staging').mkdir()
+    (tmp_path / 'staging' / 'lock').symlink_to(tmp_path / 'mine')
+    with pytest.raises(UserError, match='lock: is a link'):
+        Staging(tmp_path / 'staging', {'settings': {}, 'sources': []}, [''])
 
 
 def test_unfinished_work_is_not_mixed_with_other_settings_or_files(run, tmp_path, monkeypatch):

@@ -106,8 +106,6 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework='pt') as tensors:
             for key in tensors.keys():
                 yield key, tensors.get_tensor(key)
-    except GeneratorExit:
-        raise
     except Exception as error:  # of several kinds, by what is wrong with the header
         reason = str(error).partition('\n')[0].removeprefix('Error while deserializing header: ')
         raise DamagedFile(file, what=f'no safetensors file, or one cut off ({reason:.200})') from None
@@ -132,16 +130,21 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_archive(file: Path) -> None:
-    """Refuses an archive that unpacks to more than it has: torch writes none, and would make room for all of it."""
+    """Refuses an archive that unpacks to more than it has (torch writes none), or whose checksums torch would not look at."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             packed = next((each for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED), None)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            changed = archive.testzip() if packed is None else None
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise DamagedFile(file, what=f'no file of torch.save, or one cut off ({error})') from None
     if packed is not None:
         raise DamagedFile(file, place=f'{packed.filename!r:.80}', what='compressed, which torch.save never does')
+    if changed is not None:
+        raise DamagedFile(
+            file, place=f'{changed!r:.80}', what='another checksum than when it was written; fetch it again'
+        )
 
 
 def _not_loaded(reason: str) -> str:

@@ -138,6 +138,17 @@ def test_a_packed_archive_is_not_unpacked(tmp_path):
     assert 'compressed, which torch.save never does' in words_about(tmp_path)
 
 
+@reads_bin
+def test_a_changed_weight_in_a_bin_file_is_found(tmp_path):
+    path = tmp_path / 'pytorch_model.bin'
+    torch.save(STATE, path)
+    data = bytearray(path.read_bytes())
+    at = data.index(STATE['a.weight'].numpy().tobytes())
+    data[at + 6] ^= 0x40
+    path.write_bytes(data)
+    assert 'another checksum than when it was written' in words_about(tmp_path)
+
+
 @pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
 class TestInPlaceOfAFile:
     @pytest.mark.parametrize(

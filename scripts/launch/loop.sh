@@ -14,7 +14,7 @@
 #   anything else         the end, with that code: a bug
 # A save between two starts is progress, and the waiting begins anew. After RESTARTS starts without progress the loop ends with
 # the command's code; a second 75 without progress waits like a crash, or a notice that stands would spin the loop.
-# SIGTERM or SIGINT to the loop: the command is told to go, and the loop leaves with 75 once it has.
+# SIGTERM, SIGINT or SIGHUP to the loop: the command is told to go, and the loop leaves with 75 once it has.
 #
 # Change: BACKOFF_SECONDS (10), RESTARTS (8). For a run in a bucket name the folder on this machine that it works in, as a pattern
 # between quotes: "/tmp/rewarm-$(id -u)/RUN_NAME-*", or below TMPDIR if that is set.
@@ -34,7 +34,8 @@ go() {
     # Always SIGTERM: a shell's background command has SIGINT ignored.
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
 }
-trap go TERM INT
+trap go TERM INT HUP
+trap '' PIPE # whoever reads what is printed may be gone
 
 # shellcheck disable=SC2086 # a pattern may stand for the folder
 newest() (IFS='' && cat $run_folder/checkpoints/latest 2>/dev/null)

@@ -67,6 +67,13 @@ def test_starts_again(run, tmp_path, code):
     assert len(starts(tmp_path)) == 2
 
 
+def test_goes_on_though_nobody_reads_what_it_says(run, tmp_path):
+    process = run(CHILD, '75\n1\n0\n', BACKOFF_SECONDS='0')
+    process.stderr.close()
+    assert process.wait(30) == 0
+    assert len(starts(tmp_path)) == 3
+
+
 def test_75_starts_again_at_once_and_a_crash_after_a_while(run, tmp_path):
     finish(run(CHILD, '75 save\n1 save\n0\n', BACKOFF_SECONDS='2'))
     first, second, third = starts(tmp_path)
@@ -116,7 +123,7 @@ def test_the_run_folder_may_be_a_pattern(tmp_path):
     assert done.stderr.count('starting again') > 2
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(('code', 'left_with'), [(75, 75), (1, 75), (0, 0), (2, 2)])
 def test_told_to_go_it_tells_its_child_waits_and_leaves(run, tmp_path, number, code, left_with):
     process = run(WAITER.replace('CODE', str(code)))

@@ -300,7 +300,7 @@ def import_checkpoint(
     from rewarm.exchange import import_command
 
     for note in import_command(source, checkpoint):
-        print(note)
+        print(terminal.printable(note))
     print(checkpoint)
 
 

@@ -36,12 +36,18 @@ class SpareReader:
     def is_alone(self) -> bool:
         """Whether the pipe has lost its reader. For a moment nobody holds it, which is the only way to see that."""
         with self._lock:
-            os.close(self._end)
+            self._hold(os.devnull)
             readers = select.poll()
             readers.register(self._number, 0)
             alone = bool(readers.poll(0))
-            self._end = os.open(self._path, os.O_RDONLY)
+            self._hold(self._path)
             return alone
+
+    def _hold(self, path: str) -> None:
+        """Under the same number at any instant, which a forked child closes."""
+        opened = os.open(path, os.O_RDONLY)
+        os.dup2(opened, self._end, inheritable=False)
+        os.close(opened)
 
     def read_on(self) -> None:
         """Has everything read and thrown away until the last writer is gone."""

@@ -22,6 +22,7 @@ from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.saving import find_disk_warning
 from rewarm.config.schema import RunConfig
 from rewarm.config.world_sizes import spell_sizes
+from rewarm.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,8 +109,8 @@ def render(
         _rate_table(plan, marks),
         _fact_table(plan, gpus, known or Conditions()),
     ]
-    parts += [Text(f'note: {note}', style='dim') for note in plan.notes]
-    parts += [Text(f'warning: {warning}', style='yellow') for warning in plan.warnings]
+    parts += [Text(printable(f'note: {note}'), style='dim') for note in plan.notes]
+    parts += [Text(printable(f'warning: {warning}'), style='yellow') for warning in plan.warnings]
     return parts
 
 

@@ -3,6 +3,9 @@
 from rewarm.config.errors import UserError
 from rewarm.config.secrets import without_secrets
 
+LONGEST = 2500
+"""Characters of a message."""
+
 
 class BucketError(UserError):
     """A request to a bucket failed; the message names the URL and what to do, and no secret."""
@@ -11,7 +14,8 @@ class BucketError(UserError):
     """Whether the bucket was asked for something else at once and failed too."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+        text = without_secrets(message)  # of which a server may have said any part
+        super().__init__(text if len(text) <= LONGEST else f'{text[: LONGEST - 500]} ... {text[-500:]}')
 
 
 class Unreachable(BucketError):

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from rewarm.buckets.bucket import LARGEST_READ_BYTES, Bucket, Entry, split_url
 from rewarm.buckets.errors import BucketError, CutShort, Damaged, Declined, Unreachable
 from rewarm.buckets.parallel import in_parallel
+from rewarm.config.errors import UserError
 
 __all__ = ['S3Bucket']
 
@@ -36,6 +37,8 @@ _REFUSED = {
 _REGION = {'PermanentRedirect', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException', '301'}
 # Also a bare 400, with no error of S3's: what a server says of a connection that is out of step. A HEAD has never more.
 _LATER = {'SlowDown', 'RequestTimeout', 'OperationAborted', 'ConditionalRequestConflict'}
+# What botocore's parsers raise of an answer that is none of S3's, such as a web page, or a date that is none.
+_NO_ANSWER = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 # Of listing broken-off uploads: it is not allowed, not known, or (rclone) there are none.
 _NONE_LISTED = {'AccessDenied', '403', 'NotImplemented', 'MethodNotAllowed', '405', '501', 'NoSuchUpload'}
 
@@ -77,12 +80,13 @@ class S3Bucket(Bucket):
         with self._in_words(url):
             for page in self._client.get_paginator('list_objects_v2').paginate(Bucket=bucket, Prefix=key):
                 for item in page.get('Contents', ()):
-                    yield item['Key'], int(item['Size']), str(item['ETag']).strip('"')
+                    yield item['Key'], int(item['Size']), _etag(item)
 
     def find(self, url: str) -> Entry | None:
         """The object at ``url``, or None."""
         head = self._head(url)
-        return None if head is None else Entry('', int(head['ContentLength']), head['ETag'].strip('"'))
+        with self._in_words(url):
+            return None if head is None else Entry('', int(head['ContentLength']), _etag(head))
 
     def read(self, url: str, *, largest_bytes: int = LARGEST_READ_BYTES) -> bytes | None:
         """The bytes of a small object, or None if there is none."""
@@ -102,8 +106,8 @@ class S3Bucket(Bucket):
         bucket, key = split_url(url)
         with self._in_words(url):
             reply = self._client.get_object(Bucket=bucket, Key=key, Range=f'bytes={begin}-{end - 1}', IfMatch=version)
-            data = _read_at_most(reply['Body'], end - begin)
-        if reply['ETag'].strip('"') != version:  # not every server heeds IfMatch
+            data, found = _read_at_most(reply['Body'], end - begin), _etag(reply)
+        if found != version:  # not every server heeds IfMatch
             raise BucketError(f'{url}: was replaced while it was read; start again when it is at rest')
         return data
 
@@ -120,10 +124,10 @@ class S3Bucket(Bucket):
         size = path.stat().st_size
         part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
         head = self._head(url)
-        if head is not None and int(head['ContentLength']) == size:
-            metadata = {key.lower(): value for key, value in head['Metadata'].items()}
+        if head is not None and head.get('ContentLength') == size:
+            metadata = {key.lower(): value for key, value in head.get('Metadata', {}).items()}
             known = sha256 is not None and metadata.get('sha256') == sha256
-            if known or head['ETag'].strip('"') in _etags(path, part_bytes):
+            if known or str(head.get('ETag', '')).strip('"') in _etags(path, part_bytes):
                 return
         if size <= SINGLE_BYTES:
             self._put(url, path.read_bytes(), {'sha256': sha256} if sha256 else {})
@@ -224,10 +228,19 @@ class S3Bucket(Bucket):
         """Turns errors of the S3 client into a BucketError that names the URL."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         self._refuse_if_closed(url)
         try:
             yield
+        except UserError:
+            raise
+        except (ResponseParserError, *_NO_ANSWER) as error:
+            endpoint = self._client.meta.endpoint_url
+            reason = f'{type(error).__name__}: {error}'
+            raise Unreachable(
+                f'{url}: what {endpoint} answers is not the protocol of S3 ({reason}). {_KEYS}'
+            ) from error
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise _explain(error, url, self._client.meta.endpoint_url) from error
 
@@ -258,6 +271,10 @@ def _explain(error: Exception, url: str, endpoint: str) -> BucketError:
     else:
         words = str(error).rstrip('.')
     return kind(f'{url}: {words}. {_KEYS}')
+
+
+def _etag(reply: dict[str, Any]) -> str:
+    return str(reply['ETag']).strip('"')
 
 
 def _read_at_most(body: Any, size: int) -> bytes:

@@ -219,7 +219,7 @@ def test_no_more_is_read_than_was_asked_for(anything, tmp_path):
     with pytest.raises(Damaged, match='s3://data/f: has more than 1,000 bytes'):
         bucket.read('s3://data/f', largest_bytes=1000)
     assert bucket.read('s3://data/f', largest_bytes=3 * MIB) == b'x' * 3 * MIB
-    anything.longer = 5 * MIB
+    anything.longer = 100
     with pytest.raises(Damaged, match='bytes or more came instead of'):
         bucket.download('s3://data/f', tmp_path / 'f')
     assert list(tmp_path.iterdir()) == []
@@ -236,6 +236,50 @@ def test_a_download_follows_no_link(anything, tmp_path):
     open_bucket('s3://data').download('s3://data/f', tmp_path / 'f', sha256=hashlib.sha256(b'new').hexdigest())
     assert (victim.read_bytes(), (tmp_path / 'f').read_bytes()) == (b'mine', b'new')
     assert sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink()) == ['f', 'victim']
+
+
+def garbled(draw, code, body, headers):
+    """An answer with bytes changed, cut or put in, another status, or a header that is gone or odd."""
+    which, body, headers = draw.random(), bytearray(body), dict(headers)
+    if which < 0.5 and body:
+        at = draw.randrange(len(body))
+        body[at : at + draw.randrange(30)] = draw.choice(
+            [b'', b'\x00', b'\xff', b'</Contents>', b'9' * 30, b'<Key>', b'<']
+        )
+    elif which < 0.6:
+        code = draw.choice([204, 206, 301, 307, 400, 404, 412, 416, 429, 500, 503])
+    elif headers and which < 0.8:
+        del headers[draw.choice(list(headers))]
+    elif which < 0.95:
+        headers[draw.choice(['ETag', 'Last-Modified', 'Content-Range', 'x-amz-bucket-region'])] = draw.choice(
+            ['', '"', '-1', '9' * 40, 'us-west-2', 'http://127.0.0.1:1/']
+        )
+    return code, bytes(body), headers
+
+
+@pytest.mark.filterwarnings('ignore:.* objects are left out')
+def test_an_answer_that_is_none_of_s3s_is_an_error_in_words(anything, tmp_path, monkeypatch):
+    monkeypatch.setattr('botocore.retries.standard.ExponentialBackoff.delay_amount', lambda self, context: 0)
+    monkeypatch.setattr(bucket_module, 'READ_ATTEMPTS', 1)
+    draw, bucket = random.Random(11), open_bucket('s3://data')
+    anything.objects = {'data/run/a': b'hello', 'data/run/b/c': b'x' * 100}
+    anything.garble = lambda *answer: garbled(draw, *answer)
+    etag = hashlib.md5(b'hello').hexdigest()
+    asked = [
+        lambda: bucket.list('s3://data/run'),
+        lambda: bucket.read('s3://data/run/a'),
+        lambda: bucket.find('s3://data/run/a'),
+        lambda: bucket.read_range('s3://data/run/a', 1, 3, etag),
+        lambda: bucket.download('s3://data/run/b/c', tmp_path / 'c', size=100),
+    ]
+    words = 0
+    for number in range(150):
+        try:
+            asked[number % len(asked)]()
+        except BucketError:
+            words += 1
+    assert 20 < words < 130
+    assert list(tmp_path.glob('*.part')) == []
 
 
 # ---------------------------------------------------------------- what goes wrong, in words

@@ -58,6 +58,8 @@ class AnyKey(_Served):
         self.objects: dict[str, bytes] = {}
         self.longer = 0
         """Bytes that it sends beyond those that were asked for."""
+        self.garble: Callable[[int, bytes, dict[str, str]], tuple[int, bytes, dict[str, str]]] = lambda *answer: answer
+        """Changes status, body and headers of each answer."""
         server = self
 
         class Handler(_Handler):
@@ -65,25 +67,26 @@ class AnyKey(_Served):
                 parts = urlsplit(self.path)
                 key, query = unquote(parts.path).removeprefix('/'), parse_qs(parts.query)
                 if 'list-type' in query:
-                    self.answer(200, server.listing(key.rstrip('/'), query.get('prefix', [''])[0]))
+                    answer = 200, server.listing(key.rstrip('/'), query.get('prefix', [''])[0]), {}
                 elif key in server.objects:
-                    self.give(server.objects[key])
+                    answer = self.give(server.objects[key])
                 else:
-                    self.answer(404, b'<Error><Code>NoSuchKey</Code></Error>' if self.command == 'GET' else b'')
+                    answer = 404, b'<Error><Code>NoSuchKey</Code></Error>' if self.command == 'GET' else b'', {}
+                self.answer(*server.garble(*answer))
 
             do_HEAD = do_GET
 
-            def give(self, data: bytes) -> None:
+            def give(self, data: bytes) -> tuple[int, bytes, dict[str, str]]:
                 headers = {
                     'ETag': f'"{hashlib.md5(data).hexdigest()}"',
                     'Last-Modified': 'Thu, 01 Jan 2026 00:00:00 GMT',
                 }
                 wanted = self.headers.get('Range')
                 if wanted is None:
-                    return self.answer(200, data, headers)
+                    return 200, data, headers
                 begin, end = map(int, wanted.removeprefix('bytes=').split('-'))
                 piece = data[begin : end + 1] + b'!' * server.longer
-                return self.answer(206, piece, {**headers, 'Content-Range': f'bytes {begin}-{end}/{len(data)}'})
+                return 206, piece, {**headers, 'Content-Range': f'bytes {begin}-{end}/{len(data)}'}
 
         super().__init__(Handler)
 

@@ -128,8 +128,9 @@ def find_hf_folder(source: str) -> Path:
 
 def _how_to_get(model: str) -> str:
     model_id, _, revision = model.partition('@')
-    download = f'hf download {model_id}' + (f' --revision {revision}' if revision else '')
-    return f'get it first with `{download}`, and write hf:{model}'
+    if not revision:
+        return f'get it first with `hf download {model_id}`, and write hf:{model_id}'
+    return f'get it first with `hf download {model_id} --revision {revision}`, and write hf:{model}'
 
 
 def read_hf_config(folder: Path) -> HFConfig:

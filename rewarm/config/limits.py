@@ -98,6 +98,11 @@ def _check_urls(config: RunConfig) -> Iterator[tuple[Loc, str]]:
         if item.remote and is_url(item.remote) and (scheme := item.remote.partition('://')[0].lower()) in NO_STORES:
             fix = 'Write the path alone' if scheme == 'file' else 'Bring it to a folder or a bucket first'
             yield (*at, 'remote'), f'`{dotted(at)}.remote`: shards cannot come from {item.remote}. {fix}'
+        if item.remote and is_url(item.remote) and not item.remote.partition('://')[2].strip('/'):
+            yield (
+                (*at, 'remote'),
+                f'`{dotted(at)}.remote`: {item.remote} names no bucket. Write `{item.remote}bucket/prefix`',
+            )
     if is_url(config.tokenizer):
         text = f'`tokenizer` is a file or folder on this machine or a Hugging Face id, got {config.tokenizer}'
         yield ('tokenizer',), f'{text}. Bring the file here and name it'

@@ -15,7 +15,7 @@ LARGEST_RATE = 1.0
 
 LARGEST_EPS = 1e-3
 LARGEST_WEIGHT_DECAY = 1.0
-LARGEST_GRAD_NORM = 1000.0
+SMALLEST_GRAD_NORM, LARGEST_GRAD_NORM = 1e-4, 1000.0
 WORKERS_PER_CORE = 4
 
 SECRET_VARIABLES = {
@@ -77,6 +77,8 @@ def _odd_training(config: RunConfig) -> Iterator[str]:
         yield f'`optimizer.weight_decay` is {optimizer.weight_decay:g}; 0.1 is usual, and it is multiplied with the rate'
     if config.max_grad_norm > LARGEST_GRAD_NORM:
         yield f'`max_grad_norm` is {config.max_grad_norm:g}; 1.0 is usual, and above {LARGEST_GRAD_NORM:g} nothing is clipped'
+    if config.max_grad_norm < SMALLEST_GRAD_NORM:
+        yield f'`max_grad_norm` is {config.max_grad_norm:g}; 1.0 is usual, and below {SMALLEST_GRAD_NORM:g} nothing is learnt'
 
 
 def _odd_workers(config: RunConfig) -> Iterator[str]:

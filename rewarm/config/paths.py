@@ -22,6 +22,7 @@ LONGEST_KEY_BYTES = 1024
 """Of a name in S3, GCS and Azure."""
 
 _VARIABLE = re.compile(r'\$([A-Za-z_][A-Za-z0-9_]*)')
+_UNSEEN = re.compile('[\n\t\xad\u200b\u2060\ufeff]')
 _KEYS_OF = {
     's3': '`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or a profile or role of AWS',
     'gs': '`GOOGLE_APPLICATION_CREDENTIALS`',
@@ -58,8 +59,8 @@ def expand_path(text: str) -> str:
     expanded = _VARIABLE.sub(_put_variable, _put_home(text))
     if '${' in expanded or (expanded != text and (_VARIABLE.search(expanded) or expanded.startswith('~'))):
         raise _refusal(f'is {expanded!r:.100} with its variables put in, which holds one again. Write it in full')
-    if printable(expanded) != expanded or '\n' in expanded or '\t' in expanded:
-        raise _refusal(f'must not hold control characters or line breaks, got {text!r:.100}')
+    if printable(expanded) != expanded or _UNSEEN.search(expanded):
+        raise _refusal(f'must not hold control characters or line breaks, or what nobody sees, got {text!a:.100}')
     _check_length(expanded)
     return expanded
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewarm.config.cost import BYTES_PER_PARAMETER
+from rewarm.config.errors import UserError
 from rewarm.config.goodput import (
     COPY_BYTES_PER_SECOND,
     SAVE_BYTES_PER_SECOND,
@@ -55,8 +56,9 @@ def plan_command(
     Raises:
         UserError: If the run file or an option is wrong.
     """
-    config = load(run_yaml, overrides, world_size=gpus)
     known = conditions or Conditions()
+    _check_options(known, gpus, price)
+    config = load(run_yaml, overrides, world_size=gpus)
     plan = make_plan(config, gpus=gpus, price=price, conditions=known)
     here = [find_disk_warning(config, plan.checkpoint_bytes, plan.checkpoints), *find_missing(config)]
     plan = replace(plan, warnings=(*plan.warnings, *(warning for warning in here if warning)))
@@ -69,6 +71,22 @@ def plan_command(
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for part in render(plan, marks, gpus=gpus, known=known, width=console.width):
         console.print(part)
+
+
+def _check_options(known: Conditions, gpus: int | None, price: float | None) -> None:
+    """What is no number of machines, money or seconds would end as infinity or worse in the table."""
+    for name, (value, least, most) in {
+        '--gpus': (gpus, 1, 1_000_000),
+        '--price': (price, 0, 1e12),
+        '--tokens-per-second': (known.tokens_per_second, 1e-3, 1e12),
+        '--preemptions-per-day': (known.preemptions_per_day, 0, 1e6),
+        '--notice-share': (known.notice_share, 0, 1),
+        '--save-stall': (known.save_stall_seconds, 0, 1e9),
+        '--save-seconds': (known.save_seconds, 0, 1e9),
+        '--restart-seconds': (known.restart_seconds, 0, 1e9),
+    }.items():
+        if value is not None and not least <= value <= most:
+            raise UserError(f'{name} {value:g}: must be between {least:g} and {most:,g}')
 
 
 def schema_text() -> str:

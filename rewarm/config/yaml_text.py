@@ -23,9 +23,12 @@ MOST_VALUES = 10_000
 LARGEST_INTEGER_BITS = 256
 """An integer beyond is no setting, and Python does not print one of 4,300 digits."""
 
+_NESTED = f'nested more than {DEEPEST} levels deep, which no setting is'
 _TOO_MANY = f'more than {MOST_VALUES:,} keys and values, which no run file has; aliases count as what they repeat'
 _STANDARD_TAGS = ('null', 'bool', 'int', 'float', 'str', 'timestamp', 'merge', 'value')
 _UNSEEN_BREAK = re.compile('[\x85\u2028\u2029]')
+_TOO_DEEP = re.compile(rf'(?:[\[{{]\s*){{{DEEPEST + 1}}}')
+"""The scanner takes seconds for a thousand brackets in a row before it gives the first one."""
 _OTHER_YAML = re.compile(r'^%YAML\s+(?!1\.2\s)', re.MULTILINE)
 
 
@@ -71,6 +74,8 @@ def _refuse_other_yaml(text: str, source: Source, line: int | None) -> None:
         what = f'the character U+{ord(found[0]):04X} breaks the line where no editor shows it. Remove it'
     elif found := _OTHER_YAML.search(text):
         what = 'run files are YAML 1.2, in which `no` is a text and 017 is 17. Remove the directive `%YAML`'
+    elif found := _TOO_DEEP.search(text):
+        what = _NESTED
     else:
         return
     raise source.error([*source.problems, (line if line is not None else _line_of(text, found.start()), what)])
@@ -88,7 +93,7 @@ def _explain(error: Exception, text: str) -> tuple[int, str]:
     if what == _TOO_MANY:
         return line, what
     if isinstance(error, RecursionError) or 'maximum depth' in what:
-        return line, f'nested more than {DEEPEST} levels deep, which no setting is'
+        return line, _NESTED
     if "character '\\t'" in what:
         return line, 'not valid YAML: a tab. Indent with spaces, and put a space after a `:`'
     if 'another document' in what:
@@ -149,7 +154,7 @@ class _Reader:
         if self.values > MOST_VALUES:
             raise self.source.error([(self.line(node), _TOO_MANY)])
         if len(loc) > DEEPEST:
-            raise self.source.error([(self.line(node), f'nested more than {DEEPEST} levels deep, which no setting is')])
+            raise self.source.error([(self.line(node), _NESTED)])
 
     def mapping(self, node: Any, loc: Loc) -> dict[str, Any]:
         content: dict[str, Any] = {}

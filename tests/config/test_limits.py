@@ -31,6 +31,7 @@ from rewarm.config.load import load
             '`eval.sets.0.local` is a folder on this machine, got file:///etc. Write the path alone: /etc',
         ),
         ('eval.sets.0.remote=file:///etc', '`eval.sets.0.remote`: shards cannot come from file:///etc'),
+        ('eval.sets.0.remote=s3://', '`eval.sets.0.remote`: s3:// names no bucket. Write `s3://bucket/prefix`'),
         ('tokenizer=s3://b/tokenizer.json', '`tokenizer` is a file or folder on this machine'),
         (
             'model.init_from=hf:https://huggingface.co/x/y',

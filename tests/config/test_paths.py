@@ -51,6 +51,7 @@ def test_home_and_variables_are_put_in(write_run, monkeypatch, key, written, exp
         ('"a\\0b"', 'must not hold control characters'),
         ('"a\\e[31mb"', 'must not hold control characters'),
         ('"a\\u202eb"', 'must not hold control characters'),
+        ('a\ufeffb', 'must not hold control characters'),
         ('" "', 'must not be empty'),
         ('a/' + 'b' * 256, 'has a name of 256 bytes in it, and file systems take 255'),
         ('a/' + 'ä' * 128, 'has a name of 256 bytes in it'),

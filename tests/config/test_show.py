@@ -102,3 +102,29 @@ def test_the_schema_explains_itself():
         'cosine',
         'exponential',
     ]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'gpus': 0},
+        {'gpus': -5},
+        {'gpus': 10**12},
+        {'price': float('nan')},
+        {'price': float('inf')},
+        {'conditions': Conditions(tokens_per_second=0.0)},
+        {'conditions': Conditions(tokens_per_second=float('nan'))},
+        {'conditions': Conditions(tokens_per_second=1e-320)},
+        {'conditions': Conditions(save_seconds=float('inf'))},
+        {'conditions': Conditions(preemptions_per_day=1e308)},
+    ],
+)
+def test_options_that_are_no_numbers_of_machines_money_or_seconds(write_run, options):
+    with pytest.raises(UserError, match=r'^--[a-z-]+ .*: must be between'):
+        plan_command(write_run(), **options)
+
+
+def test_plan_warns_of_what_is_not_on_this_machine(write_run, capsys):
+    plan_command(write_run(), as_json=True)
+    warnings = json.loads(capsys.readouterr().out)['warnings']
+    assert '`tokenizer`: tokenizer.json is not on this machine; it must be where the run is started' in warnings

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak
+.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak fuzz
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -50,6 +50,9 @@ gpu:  ## Everything that needs one GPU, in under 9 minutes; DRY=1: the same on a
 
 soak: env  ## Random faults on two ranks with S3 storage for MINUTES from SEED, then a comparison with the unbroken run
 	$(BIN)/python -W ignore tests/faults/soak.py --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1)
+
+fuzz: env  ## COUNT hostile inputs of each kind from SEED: run files, datasets, checkpoints, run folders, Hugging Face folders
+	REWARM_FUZZ_COUNT=$(or $(COUNT),2000) REWARM_FUZZ_SEED=$(or $(SEED),1) $(BIN)/pytest -n 2 --durations 10 tests/fuzz
 
 aot: env  ## Compiles every kernel for sm_80, sm_90 and sm_100 and compares with kernels/results/aot.csv
 	$(BIN)/python kernels/aot.py --check

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from rewarm.formats.card import tokenizer_hash
 
 from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
@@ -25,6 +24,7 @@ from rewarm.config.schema import (
 from rewarm.data.shards import Packer, ShardFormat, write_index
 from rewarm.data.stream import build_eval_loader, release
 from rewarm.data.verify import verify_dataset
+from rewarm.formats.tokenizer import tokenizer_hash
 from tests.fuzz.inputs import run_inputs
 from tests.fuzz.mutations import HOSTILE, change_bytes, change_json, replace_file
 

@@ -19,7 +19,8 @@ from streaming.base.storage import CloudDownloader
 
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
-from rewarm.data.shard_files import files_there, make_readers, remove_half_fetched
+from rewarm.data.shard_files import make_readers
+from rewarm.data.shard_folder import files_there, remove_half_fetched
 from rewarm.data.tokens import find_tokenizer
 from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card
 from rewarm.formats.files import open_regular, private_folder

@@ -11,9 +11,8 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +26,7 @@ from streaming.base.util import retry
 from streaming.base.world import World
 
 from rewarm.config.errors import DamagedFile, RankError
+from rewarm.data.shard_folder import files_there
 from rewarm.formats.files import open_regular
 from rewarm.formats.mds import problem_of_tokens, read_blocks
 from rewarm.formats.packed import unpack
@@ -39,12 +39,11 @@ from rewarm.formats.shards import (
     problem_of,
 )
 
-__all__ = ['CheckedStream', 'files_there', 'make_readers', 'problem_of', 'remove_half_fetched']
+__all__ = ['CheckedStream', 'make_readers', 'problem_of']
 
 log = logging.getLogger(__name__)
 
 _FETCHES = 3  # of a file that comes without an error and is not what the index says
-_HALF_FETCHED = re.compile(rf'(.+)\.(\d+){re.escape(TEMPORARY_SUFFIX)}')
 
 
 class CheckedStream(Stream):
@@ -277,35 +276,6 @@ def make_readers(index: Index, folder: str) -> list[Reader]:
         )
         for shard in index.shards
     ]
-
-
-def files_there(folder: Path, names: Collection[str]) -> set[str]:
-    """Which of some names below a folder are regular files, or links to such; each folder is listed once."""
-    there: set[str] = set()
-    for inside in {name.rpartition('/')[0] for name in names}:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / inside) as entries:
-            there.update(f'{inside}/{entry.name}' if inside else entry.name for entry in entries if _is_file(entry))
-    return there.intersection(names)
-
-
-def remove_half_fetched(folder: Path, names: Collection[str]) -> None:
-    """Removes what a killed process had begun to fetch of some files below a folder; a living one's is left alone."""
-    for inside in {name.rpartition('/')[0] for name in names}:
-        where = folder / inside
-        if where != folder and where.resolve() != folder.resolve() / inside:
-            continue  # through a link nothing is deleted
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.listdir(where):
-                match = _HALF_FETCHED.fullmatch(entry)
-                of = match and (f'{inside}/{match[1]}' if inside else match[1])
-                if match and of in names and not Path('/proc', match[2]).exists():
-                    (where / entry).unlink(missing_ok=True)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # such as a link to itself
-        return entry.is_file()
-    return False
 
 
 def _files(shard: Reader) -> list[FileInfo]:

@@ -21,7 +21,8 @@ from rewarm.config.errors import RankError, UserError
 from rewarm.config.schedules import ConstantSchedule
 from rewarm.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, StreamConfig, TrainConfig
 from rewarm.data.mixed_dataset import MixedDataset
-from rewarm.data.shard_files import problem_of, remove_half_fetched
+from rewarm.data.shard_files import problem_of
+from rewarm.data.shard_folder import remove_half_fetched
 from rewarm.data.stream import build_train_loader, release
 from tests.buckets.servers import S3Server
 

@@ -60,13 +60,13 @@ def run(hf_folder, tmp_path, monkeypatch):
     (tmp_path / 'runs/small/checkpoints').mkdir(parents=True)
     (tmp_path / 'runs/small/config.yaml').write_text(RUN)
     shutil.copy(hf_folder / 'tokenizer.json', tmp_path)
-    import_command(str(hf_folder), tmp_path / 'runs/small/checkpoints/ba00000005')
-    (tmp_path / 'runs/small/checkpoints/latest').write_text('ba00000005')
+    import_command(str(hf_folder), tmp_path / 'runs/small/checkpoints/ba00000000')
+    (tmp_path / 'runs/small/checkpoints/latest').write_text('ba00000000')
     return tmp_path / 'runs/small'
 
 
 def test_there_and_back_the_weights_are_the_same(run, hf_folder, tmp_path):
-    out = export_command(run / 'checkpoints/ba00000005', tmp_path / 'out')
+    out = export_command(run / 'checkpoints/ba00000000', tmp_path / 'out')
     first, second = (load_file(folder / 'model.safetensors') for folder in (hf_folder, out))
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
@@ -76,24 +76,24 @@ def test_from_another_folder_the_tokenizer_is_named(run, tmp_path, monkeypatch):
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
     with pytest.raises(UserError, match='--tokenizer PATH'):
-        export_command(run / 'checkpoints/ba00000005', tmp_path / 'out')
+        export_command(run / 'checkpoints/ba00000000', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
-    export_command(run / 'checkpoints/ba00000005', tmp_path / 'out', tokenizer=str(tmp_path))
+    export_command(run / 'checkpoints/ba00000000', tmp_path / 'out', tokenizer=str(tmp_path))
     assert (tmp_path / 'out' / 'tokenizer.json').is_file()
 
 
 @pytest.mark.parametrize('path', ['.', 'checkpoints', 'checkpoints/latest'])
 def test_a_run_folder_leads_to_its_checkpoints(run, tmp_path, path):
-    with pytest.raises(UserError, match=r'is no checkpoint; name one of .*checkpoints: ba00000005'):
+    with pytest.raises(UserError, match=r'is no checkpoint; name one of .*checkpoints: ba00000000'):
         export_command(run / path, tmp_path / 'out')
 
 
 def test_a_checkpoint_away_from_its_run_says_what_is_missing(run, tmp_path):
-    shutil.copytree(run / 'checkpoints/ba00000005', tmp_path / 'copy' / 'ba00000005')
+    shutil.copytree(run / 'checkpoints/ba00000000', tmp_path / 'copy' / 'ba00000000')
     with pytest.raises(
         UserError, match=r"config\.yaml does not exist, and it says what model .* copy the run's config"
     ):
-        export_command(tmp_path / 'copy' / 'ba00000005', tmp_path / 'out')
+        export_command(tmp_path / 'copy' / 'ba00000000', tmp_path / 'out')
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_checkpoint_away_from_its_run_says_what_is_missing(run, tmp_path):
 def test_a_damaged_tokenizer_leaves_nothing(run, tmp_path, tokenizer):
     (tmp_path / 'tokenizer.json').write_text(tokenizer)
     with pytest.raises(UserError, match=r'tokenizer\.json'):
-        export_command(run / 'checkpoints/ba00000005', tmp_path / 'out')
+        export_command(run / 'checkpoints/ba00000000', tmp_path / 'out')
     assert sorted(each.name for each in tmp_path.iterdir()) == ['runs', 'tokenizer.json']
 
 
@@ -138,11 +138,11 @@ def test_what_cannot_be_written_is_told(hf_folder, run, tmp_path):
     with pytest.raises(UserError, match=r'file.*cannot be written'):
         import_command(str(hf_folder), tmp_path / 'file' / 'start')
     with pytest.raises(UserError, match=r'file.*cannot be written'):
-        export_command(run / 'checkpoints/ba00000005', tmp_path / 'file' / 'out')
+        export_command(run / 'checkpoints/ba00000000', tmp_path / 'file' / 'out')
     os.symlink(tmp_path / 'nowhere', tmp_path / 'link')
     for write in (
         lambda: import_command(str(hf_folder), tmp_path / 'link'),
-        lambda: export_command(run / 'checkpoints/ba00000005', tmp_path / 'link'),
+        lambda: export_command(run / 'checkpoints/ba00000000', tmp_path / 'link'),
     ):
         with pytest.raises(UserError, match='exists already'):
             write()

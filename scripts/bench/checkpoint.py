@@ -82,7 +82,7 @@ def _write(root: Path, shape: ModelShape) -> dict[str, Any]:
     model, optimizer = _trained(shape)
     memory['before_saving'] = _resident()['VmRSS']
     seconds: defaultdict[str, float] = defaultdict(float)
-    for name, what in (('save_file', 'files'), ('_describe', 'hash'), ('flush', 'flush')):
+    for name, what in (('save_file', 'files'), ('describe_file', 'hash'), ('flush', 'flush')):
         setattr(checkpoint, name, _timed(getattr(checkpoint, name), seconds, what))
     with _time(seconds, 'total'):
         path = checkpoint.write(

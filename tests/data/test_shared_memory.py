@@ -427,7 +427,7 @@ def words_of(call):
     except UserError as error:
         print(error)
 
-words_of(lambda: own.build(own.run_config(2000, local={shards!r})))
+words_of(lambda: own.build(own.run_config(256, local={shards!r})))
 words_of(lambda: [own.build(own.run_config(local={shards!r})) for _ in range(40)])
 block = SharedMemory(create=True, size=1 << 20)
 words_of(lambda: own.shared_memory._reserve(block))

@@ -122,7 +122,10 @@ def _hide(found: re.Match[str], name: str, kept: str) -> str:
 def _hide_assigned(found: re.Match[str]) -> str:
     """``api_key=x``; of ``key=value`` only what is in a URL's query."""
     alone = found[1].lower() == 'key' and found.string[found.start() - 1 : found.start()] not in ('?', '&')
-    return found[0] if alone else _hide(found, found[1], f'{found[1]}=')
+    kept = f'{found[1]}='
+    if not alone and is_secret_name(found[1]):
+        return kept + REDACTED
+    return kept + re.sub(_ASSIGNED, _hide_assigned, found[0].removeprefix(kept))  # log_dir=/logs?token=x
 
 
 def _hide_spelled(found: re.Match[str]) -> str:

@@ -64,6 +64,8 @@ def test_what_only_sounds_like_a_secret_is_none(name):
         'api_token: hunter2',
         'password="hunter2 hunter2"',
         'loggers.neptune.api_token=hunter2',
+        'loggers.tensorboard.log_dir=/logs?token=hunter2',
+        'log_dir=/logs?run=1&key=hunter2',
         'Authorization: Bearer hunter2hunter2',
         'the header was Bearer hunter2hunter2',
         'hf_hunter2hunter2hunter2',

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from rewarm.config.errors import DamagedFile
 from rewarm.formats.files import read_bytes
 from rewarm.formats.names import check_names
-from rewarm.formats.strict_json import Record, parse_json, parse_record
+from rewarm.formats.strict_json import Record, as_record, parse_json
 
 __all__ = [
     'BROKEN_SUFFIX',
@@ -203,7 +203,7 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
     if isinstance(content, dict) and isinstance(names := cast('dict[str, object]', content).get('files'), dict):
         # First: a message about an entry gives its name as it is.
         check_names(cast('dict[str, object]', names), where, reserved=(MANIFEST_FILE, UNFINISHED_FILE))
-    manifest = parse_record(Manifest, data, where)
+    manifest = as_record(Manifest, data, where)
     for name in manifest.files:
         if '/' in name:
             raise DamagedFile(where, place=f'the name {name!r:.100}', what='is in a folder')
@@ -235,7 +235,7 @@ def parse_state(data: bytes, where: object) -> tuple[SavedState, dict[str, Any]]
     """
     content = parse_json(data, where)
     _check_format(content, where, default=FORMAT)
-    return parse_record(SavedState, data, where), content
+    return as_record(SavedState, data, where), content
 
 
 def read_state(folder: Path) -> tuple[SavedState, dict[str, Any]]:

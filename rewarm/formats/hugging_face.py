@@ -12,7 +12,7 @@ from pydantic import Field
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.files import read_bytes
 from rewarm.formats.names import check_names
-from rewarm.formats.strict_json import Record, parse_json, parse_record
+from rewarm.formats.strict_json import Record, as_record, parse_json, parse_record
 from rewarm.formats.tokenizer import LARGEST_VOCABULARY
 
 __all__ = ['CONFIG_NAME', 'NeoXConfig', 'Rotary', 'read_neox_config', 'read_weight_index', 'what_it_is']
@@ -97,7 +97,7 @@ def read_neox_config(path: Path) -> NeoXConfig:
     kind = cast('dict[str, object]', content).get('model_type')
     if kind != 'gpt_neox':
         raise UserError(f'{path}: `model_type` is {kind!r:.60}, and only gpt_neox can be loaded')
-    return parse_record(NeoXConfig, data, path)
+    return as_record(NeoXConfig, data, path)
 
 
 def read_weight_index(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from rewarm.config.errors import DamagedFile
 from rewarm.formats.files import LARGEST_BYTES, read_bytes
 
-__all__ = ['Record', 'in_words', 'parse_json', 'parse_record', 'read_file', 'read_json']
+__all__ = ['Record', 'as_record', 'in_words', 'parse_json', 'parse_record', 'read_file', 'read_json']
 
 DEEPEST = 100
 """Levels of nesting; none of our formats has more than eight."""
@@ -89,6 +89,15 @@ def parse_record(kind: type[Kind], data: bytes, where: object) -> Kind:
         DamagedFile: If it is not JSON, lacks a key, or a value is of another type.
     """
     parse_json(data, where)
+    return as_record(kind, data, where)
+
+
+def as_record(kind: type[Kind], data: bytes, where: object) -> Kind:
+    """The same of text that :func:`parse_json` has read already; a tokenizer's takes it a tenth of a second.
+
+    Raises:
+        DamagedFile: If it lacks a key, or a value is of another type.
+    """
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:

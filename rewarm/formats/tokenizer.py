@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.files import read_bytes
-from rewarm.formats.strict_json import Record, in_words, parse_json, parse_record
+from rewarm.formats.strict_json import Record, as_record, in_words, parse_json
 
 __all__ = [
     'LARGEST_VOCABULARY',
@@ -107,7 +107,7 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
     """
     data = _read(path)
     content = parse_json(data, path)
-    file = parse_record(_File, data, path)
+    file = as_record(_File, data, path)
     vocab = file.model.vocab
     if isinstance(vocab, list) and len(vocab) > LARGEST_VOCABULARY:
         raise DamagedFile(path, place='model.vocab', what=f'{len(vocab):,} tokens, more than {LARGEST_VOCABULARY:,}')

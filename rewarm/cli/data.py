@@ -1,0 +1,88 @@
+"""Text to datasets, and datasets and checkpoints looked over: ``rewarm convert`` and ``rewarm verify``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from rewarm import terminal
+from rewarm.config.errors import UserError
+
+__all__ = ['convert', 'verify']
+
+
+def convert(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='SRC... OUT',
+            help='Files and folders (jsonl, .gz, .zst, parquet, txt, datasets saved to disk), local or s3://, '
+            'read in this order; last, the folder or s3:// prefix for the dataset.',
+        ),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help='tokenizer.json, its folder, or a Hugging Face id in the local cache.')
+    ],
+    seq_len: Annotated[int, typer.Option(help='Sequence length in tokens; blocks hold one more and overlap by one.')],
+    text_key: Annotated[str, typer.Option(help='Key or column of the text.')] = 'text',
+    workers: Annotated[
+        int | None, typer.Option(help='Processes that tokenize; any number gives the same bytes. Default: one a core.')
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of documents, chosen by their text's hash, for OUT/val (the rest: OUT/train).")
+    ] = 0.0,
+    eod: Annotated[
+        str | None, typer.Option(help="Token that ends a document. Default: what the tokenizer's files name.")
+    ] = None,
+    encoder: Annotated[
+        Literal['auto', 'gigatoken', 'tokenizers'],
+        typer.Option(help='auto, gigatoken or tokenizers; auto takes the fast one where it is known to be equal.'),
+    ] = 'auto',
+    compression: Annotated[str | None, typer.Option(help='zstd or zstd:LEVEL. Default: none.')] = None,
+    shard_bytes: Annotated[int, typer.Option(help='Largest uncompressed shard, in bytes.')] = 1 << 24,
+    max_rejects: Annotated[
+        float, typer.Option(help='Share of unreadable records above which nothing is published.')
+    ] = 0.001,
+    staging: Annotated[str | None, typer.Option(help='Folder for unfinished work. Default: OUT.staging.')] = None,
+    progress: Annotated[bool, typer.Option(help='Show a bar on stderr.')] = True,
+) -> None:
+    """Turns text into shards with a dataset card. Killed and started again, it finishes and ends byte-equal."""
+    terminal.never_wait()
+    from rewarm.data.convert import convert as run_conversion
+
+    if len(sources) < 2:
+        raise UserError('convert needs at least one source and, last, the folder to write: rewarm convert SRC... OUT')
+    options: dict[str, Any] = {'workers': workers} if workers is not None else {}
+    run_conversion(
+        sources[:-1],
+        sources[-1],
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        text_key=text_key,
+        val_fraction=val_fraction,
+        eod=eod,
+        encoder=encoder,
+        compression=compression,
+        shard_bytes=shard_bytes,
+        max_rejects=max_rejects,
+        staging=staging,
+        progress=progress,
+        **options,
+    )
+
+
+def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a dataset folder.')]) -> None:
+    """Checks a checkpoint or a dataset: hashes, counts, card."""
+    if (path / 'manifest.json').exists():
+        from rewarm.resume.checkpoint import problems
+
+        found = problems(path)
+    else:
+        from rewarm.data.verify import foreign_datasets, verify_dataset
+
+        found = verify_dataset(path)
+        for folder in foreign_datasets(path):
+            print(f'{folder} has no dataset card: another program made it, and its tokenizer could not be checked.')
+    if found:
+        raise UserError(f'{path} is damaged:\n' + '\n'.join(f'  {line}' for line in found))
+    print(f'{path} is whole.')

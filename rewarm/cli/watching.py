@@ -1,0 +1,32 @@
+"""What became of runs: ``rewarm report`` and ``rewarm status``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewarm.cli.arguments import AsJson, RunFolder
+
+__all__ = ['report', 'status']
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar='RUN_FOLDER...', help='Run folders, also s3://; several are compared.')
+    ],
+    out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
+) -> None:
+    """Writes one self-contained HTML page about a run. Losses, rates, forgetting, recovery, preemptions, what ran."""
+    from rewarm.report.page import write_page
+
+    print(write_page(runs, out))
+
+
+def status(
+    run: RunFolder,
+    as_json: AsJson = False,
+) -> None:
+    """Says where a run is. Who holds it, its last save, stops and goodput, when it ends, and what a start would do."""
+    from rewarm.report.show_status import status_command
+
+    status_command(run, as_json=as_json)

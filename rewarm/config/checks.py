@@ -7,14 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 from rewarm.config.buckets import SCHEMES
-from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
 from rewarm.config.limits import find_limits, places
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.messages import did_you_mean
 from rewarm.config.oddities import find_oddities
 from rewarm.config.paths import is_url
-from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
+from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig, StreamConfig
 from rewarm.config.source import Loc, dotted
 from rewarm.config.stages import StagePlan, plan_stages
 from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches, spell_sizes
@@ -92,7 +91,7 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
                 f'stage `{stage.name}`: `schedule.min_lr` does nothing without `constant`: the constant phase has no end'
             )
         warnings += _find_repeats(config, stage)
-    notes = [note for stage in stages if (note := _note_rounding(config.stages[stage.index].max_duration, stage))]
+    notes = [note for stage in stages for note in _note_rounding(config.stages[stage.index], stage)]
     return warnings, notes
 
 
@@ -257,13 +256,16 @@ def _find_repeats(config: RunConfig, stage: StagePlan) -> Iterator[str]:
             yield f'stage `{stage.name}` reads stream `{stream.name}` {passes:.1f} times: {planned["samples"]:,} of {card.samples:,} samples'
 
 
-def _note_rounding(written: Duration, stage: StagePlan) -> str | None:
-    wanted = written.tokens(stage.tokens_per_batch)
-    if wanted == stage.tokens:
-        return None
-    exact = wanted / stage.tokens_per_batch
-    change = stage.tokens - wanted
-    return f'stage `{stage.name}`: {written} is {exact:,.2f} batches, rounded to {stage.batches:,} ({change:+,} tokens)'
+def _note_rounding(written: StageConfig, stage: StagePlan) -> Iterator[str]:
+    lengths = [('', written.max_duration, stage.budget_tokens)]
+    if written.stop_at is not None:
+        lengths.append(('`stop_at` ', written.stop_at, stage.tokens))
+    for key, duration, tokens in lengths:
+        wanted = duration.tokens(stage.tokens_per_batch, stage.budget_tokens)
+        if wanted != tokens:
+            exact, batches = wanted / stage.tokens_per_batch, tokens // stage.tokens_per_batch
+            text = f'{key}{duration} is {exact:,.2f} batches, rounded to {batches:,} ({tokens - wanted:+,} tokens)'
+            yield f'stage `{stage.name}`: {text}'
 
 
 def _decimal(value: Fraction) -> str:

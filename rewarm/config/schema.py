@@ -121,6 +121,8 @@ class StageConfig(Section):
     """The stage's identity: its re-warming happens once under this name."""
     max_duration: Duration
     """Budget of this stage alone (not of the run): tokens or batches; rounded to whole global batches."""
+    stop_at: Duration | None = None
+    """Where the stage ends if before its budget is spent, since it began: tokens, batches or a share of `max_duration` such as `50%`. Its curve stays that of the whole budget."""
     train: TrainConfig
     """What it trains on."""
     schedule: Schedule

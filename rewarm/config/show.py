@@ -197,7 +197,7 @@ def _stage_table(plan: Plan) -> 'Table':
         )
         row = [
             stage.name,
-            _count(stage.tokens),
+            _count(stage.tokens) + (f' of {_count(stage.budget_tokens)}' if stage.is_stopped else ''),
             f'{stage.batches:,}',
             stage.schedule['name'],
             *(f'{rate:.3g}' for rate in rates),

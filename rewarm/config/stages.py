@@ -30,8 +30,8 @@ class StagePlan:
     Args:
         name (str): The stage's identity.
         index (int): Its place among the stages, from 0.
-        batches (int): Global batches in it.
-        tokens (int): Its budget in tokens, whole batches.
+        batches (int): Global batches that it trains: its budget, or up to ``stop_at``.
+        tokens (int): Tokens that it trains, whole batches. Its curve's own budget is :attr:`budget_tokens`.
         start_batch (int): Batches of the run before it.
         start_tokens (int): Tokens of the run before it.
         tokens_per_batch (int): Tokens in a global batch.
@@ -52,6 +52,21 @@ class StagePlan:
     schedule_as_written: dict[str, Any] = field(hash=False)
     streams: list[dict[str, Any]] = field(hash=False)
     optimizer_state: str
+
+    @property
+    def budget_tokens(self) -> int:
+        """The budget that its curve is made for, in tokens, whole batches; ``tokens`` unless ``stop_at`` ends it sooner."""
+        return self.schedule['budget_tokens']
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether ``stop_at`` ends it before its budget is spent."""
+        return self.tokens < self.budget_tokens
+
+    @property
+    def budget_batches(self) -> int:
+        """The same in global batches."""
+        return self.budget_tokens // self.tokens_per_batch
 
     @property
     def end_batch(self) -> int:
@@ -81,8 +96,8 @@ class StagePlan:
 
     @property
     def edges(self) -> dict[str, int]:
-        """Where the curve goes from one phase to the next: what begins there, and tokens since the stage began."""
-        return phase_edges(self.schedule)
+        """Where the curve goes from one phase to the next, as far as it is trained: what begins there, and tokens since the stage began."""
+        return {name: tokens for name, tokens in phase_edges(self.schedule).items() if tokens <= self.tokens}
 
     @cached_property
     def _curve(self) -> Callable[[int], float]:
@@ -122,13 +137,14 @@ def plan_stages(config: RunConfig, previous_lr: float | None) -> tuple[list[Stag
     batch = 0
     for index, stage in enumerate(config.stages):
         at: Loc = ('stages', index)
-        found = _find_unit_problems(stage, at)
+        found = _find_unit_problems(stage, at, tokens_per_batch)
         if found:
             problems, previous_lr = problems + found, None
             stages.append(None)
             continue
-        batches = stage.max_duration.batches(tokens_per_batch)
-        schedule = resolve_schedule(stage.schedule, batches * tokens_per_batch, tokens_per_batch, previous_lr)
+        budget = stage.max_duration.batches(tokens_per_batch) * tokens_per_batch
+        batches = (stage.stop_at or stage.max_duration).batches(tokens_per_batch, budget)
+        schedule = resolve_schedule(stage.schedule, budget, tokens_per_batch, previous_lr)
         found = [
             ((*at, 'schedule', key), f'`stages.{index}.schedule.{key}` {text}') for key, text in find_misfits(schedule)
         ]
@@ -167,12 +183,21 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     return lr, None
 
 
-def _find_unit_problems(stage: StageConfig, at: Loc) -> list[tuple[Loc, str]]:
+def _find_unit_problems(stage: StageConfig, at: Loc, tokens_per_batch: int) -> list[tuple[Loc, str]]:
     found: list[tuple[Loc, str]] = []
     name = '.'.join(map(str, at))
     if stage.max_duration.unit not in ('tok', 'ba') or stage.max_duration.value == 0:
         text = f'`{name}.max_duration` must be in tokens or batches and above 0, such as `2e9tok` or `500ba`, got `{stage.max_duration}`'
         found.append(((*at, 'max_duration'), text))
+    stop, budget = stage.stop_at, stage.max_duration
+    if stop is not None and (stop.is_time or stop.value == 0):
+        text = f'`{name}.stop_at` must be in tokens, batches or % of `max_duration` and above 0, such as `50e9tok`, got `{stop}`'
+        found.append(((*at, 'stop_at'), text))
+    elif stop is not None and not found:
+        whole = budget.batches(tokens_per_batch) * tokens_per_batch
+        if stop.batches(tokens_per_batch, whole) * tokens_per_batch > whole:
+            text = f'`{name}.stop_at` is {stop}, past the end of the stage at {budget}. Write at most that, or leave it out'
+            found.append(((*at, 'stop_at'), text))
     lengths = {(key,): getattr(stage.schedule, key) for key in type(stage.schedule).model_fields}
     if isinstance(stage.schedule, MultistepSchedule):
         lengths |= {('milestones', index, 'at'): item.at for index, item in enumerate(stage.schedule.milestones)}

@@ -197,3 +197,55 @@ def _machine_is_busy() -> bool:
     start = time.monotonic()
     subprocess.run([sys.executable, '-c', ''], check=True)
     return time.monotonic() - start > 0.1
+
+
+def test_stop_at_ends_a_stage_where_it_says_and_leaves_its_curve_alone(write_run):
+    path = write_run()
+    plan = make_plan(load(path))
+    stopped = make_plan(load(path, ['stages.0.stop_at=40ba']))
+    old, new = stopped.stages
+    assert (old.batches, old.tokens, old.budget_tokens, old.end_batch) == (40, 1280, 3200, 40)
+    assert (new.start_batch, new.start_tokens, new.end_batch) == (40, 1280, 240)
+    assert [old.lr(tokens) for tokens in range(0, 1280, 32)] == [plan.stages[0].lr(t) for t in range(0, 1280, 32)]
+    assert old.last_lr == plan.stages[0].lr(39 * 32) > 2e-4
+    assert (old.streams[0]['samples'], stopped.batches, stopped.tokens) == (160, 240, 240 * 32)
+    assert 'curve ends' not in old.edges
+    assert all(mark < stopped.tokens for mark in stopped.marks())
+    assert stopped.to_json()['stages'][0]['batches'] == 40
+    for same in ('1280tok', '40%', '1285tok'):
+        assert make_plan(load(path, [f'stages.0.stop_at={same}'])).stages[0].batches == 40
+
+
+def test_current_after_a_stop_is_the_rate_where_it_stopped(write_run):
+    plan = make_plan(load(write_run(), ['stages.0.stop_at=40%', 'stages.1.schedule={name: linear, lr: current}']))
+    assert plan.stages[1].lr(0) == plan.stages[0].lr(39 * 32)
+
+
+def test_where_a_stage_stops_may_be_rounded_and_says_so(write_run):
+    plan = make_plan(load(write_run(), ['stages.0.stop_at=1285tok']))
+    assert 'stage `old`: `stop_at` 1285tok is 40.16 batches, rounded to 40 (-5 tokens)' in plan.notes
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'),
+    [
+        (
+            '101ba',
+            '`stages.0.stop_at` is 101ba, past the end of the stage at 100ba. Write at most that, or leave it out',
+        ),
+        ('101%', 'past the end of the stage'),
+        ('10min', '`stages.0.stop_at` must be in tokens, batches or % of `max_duration` and above 0'),
+        ('0ba', 'above 0'),
+        ('0.5dur', 'Write a share of the stage'),
+        ('1ep', 'must be in tokens'),
+    ],
+)
+def test_a_stop_that_is_none_says_what_to_write(problems_of, value, words):
+    assert words in '\n'.join(problems_of(overrides=(f'stages.0.stop_at={value}',)))
+
+
+def test_the_plan_shows_how_much_of_the_budget_is_trained(write_run, capsys):
+    from rewarm.config.show import plan_command
+
+    plan_command(write_run(), ['stages.0.stop_at=40ba'])
+    assert '1.28k of 3.2k' in capsys.readouterr().out

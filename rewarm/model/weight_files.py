@@ -23,7 +23,7 @@ from torch import Tensor
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.hugging_face import read_weight_index, what_it_is
 
-__all__ = ['bin_refusal', 'find_weight_files', 'read_tensors']
+__all__ = ['bin_refusal', 'check_archive', 'find_weight_files', 'read_tensors']
 
 _WEIGHT_FILES = (
     'model.safetensors',
@@ -115,7 +115,7 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
     refusal = bin_refusal(torch.__version__)
     if refusal is not None:
         raise UserError(f'{file}: {refusal}')
-    _check_archive(file)
+    check_archive(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the pickle; torch's words
@@ -129,7 +129,7 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from _only_tensors(content, file).items()
 
 
-def _check_archive(file: Path) -> None:
+def check_archive(file: Path) -> None:
     """Refuses an archive that unpacks to more than it has (torch writes none), or whose checksums torch would not look at."""
     if not zipfile.is_zipfile(file):
         return

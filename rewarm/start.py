@@ -19,6 +19,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from rewarm.checkout import find_commit
 from rewarm.config.errors import UserError, disk_error
 from rewarm.config.load import dump
 from rewarm.config.plan import Plan
@@ -120,6 +121,7 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
         'world_size': dist.get_world_size(),
         'threads': torch.get_num_threads(),
         'command': redacted(sys.argv),
+        'commit': find_commit(),
     }
     texts = {
         'config.yaml': dump(config),

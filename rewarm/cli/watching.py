@@ -15,11 +15,12 @@ def report(
         list[str], typer.Argument(metavar='RUN_FOLDER...', help='Run folders, also s3://; several are compared.')
     ],
     out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
+    price: Annotated[float | None, typer.Option(min=0, help='Price of one GPU for an hour, for the cost.')] = None,
 ) -> None:
-    """Writes one self-contained HTML page about a run. Losses, rates, forgetting, recovery, preemptions, what ran."""
+    """Writes one self-contained HTML page about a run. Losses, rates, forgetting, recovery, preemptions, cost, what ran."""
     from rewarm.report.page import write_page
 
-    print(write_page(runs, out))
+    print(write_page(runs, out, price=price))
 
 
 def status(

@@ -61,6 +61,9 @@ class Environment(Record):
     device_kind: Text | None = None
     world_size: Count | None = None
     threads: Count | None = None
+    command: list[Text] = Field(default_factory=list[str])
+    commit: Text | None = None
+    """Of rewarm, where it runs from a checkout."""
 
 
 class Model(Record):
@@ -68,6 +71,11 @@ class Model(Record):
 
     name: Text | None = None
     init_from: Text | None = None
+    hidden_size: Count | None = None
+    num_hidden_layers: Count | None = None
+    num_attention_heads: Count | None = None
+    intermediate_size: Count | None = None
+    vocab_size: Count | None = None
 
 
 class RunStage(Record):
@@ -84,5 +92,6 @@ class RunFile(Record):
     run_name: Text | None = None
     tokenizer: Text | None = None
     seed: Seed | None = None
+    max_seq_len: Count | None = None
     model: Model | None = None
     stages: list[RunStage] = Field(default_factory=list[RunStage])

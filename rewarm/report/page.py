@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from rewarm.report import charts, tables
+from rewarm.report.facts import facts
 from rewarm.report.forgetting import Arm, last_stage_arm, set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, read_runs
@@ -34,12 +35,13 @@ TERMS = {
 }
 
 
-def write_page(run_folders: Sequence[str | Path], out: str | Path) -> Path:
+def write_page(run_folders: Sequence[str | Path], out: str | Path, *, price: float | None = None) -> Path:
     """Writes the report on one or several runs, which are then also compared.
 
     Args:
         run_folders (Sequence[str | Path]): Run folders, finished or not, in the order in which they are shown.
         out (str | Path): The HTML file to write; it appears only when whole.
+        price (float | None): Price of one device for an hour, in any unit of money, for what the runs cost.
 
     Returns:
         Path: The file.
@@ -49,7 +51,7 @@ def write_page(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     """
     from plotly.offline import get_plotlyjs
 
-    page = _Page(read_runs(run_folders))
+    page = _Page(read_runs(run_folders), price)
     template = Template((files('rewarm.report') / 'page.html').read_text(encoding='utf-8'))
     text = template.substitute(
         title=escape(page.title),
@@ -74,8 +76,9 @@ def _script_json(value: object) -> str:
 class _Page:
     """Collects sections, and numbers figures and tables as they come."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], price: float | None = None) -> None:
         self.runs = runs
+        self.price = price
         self.figures: dict[str, charts.Figure] = {}
         self.table_count = 0
         names = [run.name for run in runs]
@@ -175,7 +178,7 @@ class _Page:
         parts.append(f'<{level}>What ran</{level}>')
         parts.append(self._table(tables.stages_table, run) if run.stages else '')
         parts.append(self._table(tables.interruptions_table, run) if interruptions(run.events) else '')
-        parts.append(tables.facts(run))
+        parts.append(facts(run, self.price))
         if run.config_text:
             parts.append(
                 f'<details><summary>Settings as resolved (config.yaml)</summary><pre>{escape(run.config_text)}</pre></details>',

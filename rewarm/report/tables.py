@@ -7,15 +7,15 @@ import math
 from collections.abc import Iterable, Sequence
 
 from rewarm.report.forgetting import Arm, SetOutcome, set_outcomes
-from rewarm.report.interruptions import interruptions, throughput
+from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, Stage
 from rewarm.report.timeline import KINDS, find_timeline
 from rewarm.terminal import printable
 
 __all__ = [
     'arms_table',
+    'duration_text',
     'escape',
-    'facts',
     'interruptions_table',
     'stage_outcomes_table',
     'stages_table',
@@ -105,7 +105,7 @@ def interruptions_table(run: Run, number: int) -> str:
             stop.kind,
             DASH if stop.batch is None else f'{stop.batch:,}',
             DASH if stop.tokens is None else tokens_text(stop.tokens),
-            DASH if stop.seconds is None else f'{"≤ " if stop.at_most else ""}{_duration(stop.seconds)}',
+            DASH if stop.seconds is None else f'{"≤ " if stop.at_most else ""}{duration_text(stop.seconds)}',
             DASH if stop.lost_batches is None else f'{stop.lost_batches:,}',
         )
         for stop in interruptions(run.events)
@@ -125,11 +125,11 @@ def time_table(run: Run, number: int) -> str:
     timeline = find_timeline(run)
     wall = timeline.wall_seconds
     rows = [
-        (name, _duration(seconds), f'{100 * seconds / wall:.1f} %')
+        (name, duration_text(seconds), f'{100 * seconds / wall:.1f} %')
         for kind, name in KINDS.items()
         if (seconds := timeline.seconds[kind]) or kind in ('training', 'repeating', 'saving')
     ]
-    rows.append(('all, from the first start to the last sign of life', _duration(wall), '100.0 %'))
+    rows.append(('all, from the first start to the last sign of life', duration_text(wall), '100.0 %'))
     caption = (
         'Where the time went. The goodput is the share of batches that count'
         + (', of the time in which the run was not finished' if timeline.seconds['waiting'] else '')
@@ -139,37 +139,21 @@ def time_table(run: Run, number: int) -> str:
     return _table(number, caption, ('What', 'Time', 'Share'), [('', rows)])
 
 
-def facts(run: Run) -> str:
-    """What ran where and how fast, as a list of definitions."""
-    model, environment, speed = run.config.model, run.environment, throughput(run)
-    machine = {k: v for k, v in environment.model_dump(exclude={'versions'}).items() if v not in (None, '')}
-    evaluated = {(line.set, line.tokens_evaluated) for line in run.evaluations if line.tokens_evaluated}
-    entries = [
-        ('Run folder', run.place),
-        ('Model', ', '.join(filter(None, (model.name, model.init_from))) if model else ''),
-        ('Tokenizer', run.config.tokenizer),
-        ('Seed', run.config.seed),
-        ('Versions', ', '.join(f'{k} {v}' for k, v in environment.versions.items())),
-        ('Machine', ', '.join(f'{key.replace("_", " ")} {value}' for key, value in machine.items())),
-        ('Evaluated', ', '.join(f'{name}: {count:,} tokens each time' for name, count in sorted(evaluated))),
-        ('Throughput', f'{speed.tokens_per_second:,.0f} tokens/s (median batch)' if speed.tokens_per_second else ''),
-        (
-            'Saving',
-            f'{speed.saves} checkpoints, {_duration(speed.stall_seconds)} standing still' if speed.saves else '',
-        ),
-        ('Lost to interruptions', _lost(run)),
-        ('Damaged lines left out', '; '.join(map(str, run.damage))),
-    ]
-    items = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in entries if v not in ('', None))
-    return f'<dl class="facts">{items}</dl>'
-
-
 def tokens_text(tokens: int) -> str:
     """A count of tokens with three digits and a unit: ``1.02 M``."""
     for size, unit in ((10**12, 'T'), (10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
         if abs(tokens) >= 0.9995 * size:
             return f'{tokens / size:.3g}\N{NO-BREAK SPACE}{unit}'
     return str(tokens)
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time in the unit in which it reads best: ``3.2 min``."""
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    if seconds < 3600:
+        return f'{seconds / 60:.1f} min'
+    return f'{_plain(seconds / 3600, ".1f")} h'
 
 
 def _outcome_row(entry: SetOutcome) -> Row:
@@ -200,16 +184,6 @@ def _recovery(entry: SetOutcome) -> str:
         return f'after {tokens_text(measured.recovery_tokens)}'
     share = measured.recovered_share
     return DASH if share is None or not math.isfinite(share) else f'{_percent(share)} of rise'
-
-
-def _lost(run: Run) -> str:
-    speed, stops = throughput(run), interruptions(run.events)
-    if not stops:
-        return 'nothing: no interruption'
-    bound = 'at most ' if any(stop.at_most for stop in stops) else ''
-    count = f'{len(stops)} interruption{"s" if len(stops) > 1 else ""}'
-    again = f'{speed.repeated_batches:,} batches repeated (about {_duration(speed.repeated_seconds)})'
-    return f'{bound}{_duration(speed.idle_seconds)} in {count}, {again}'
 
 
 def _schedule(stage: Stage) -> str:
@@ -246,14 +220,6 @@ def _loss(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return _plain(value, '+.3f').replace('-', '−')
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f'{seconds:.1f} s'
-    if seconds < 3600:
-        return f'{seconds / 60:.1f} min'
-    return f'{_plain(seconds / 3600, ".1f")} h'
 
 
 def _table(

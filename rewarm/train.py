@@ -21,7 +21,7 @@ from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
-from rewarm.formats.checkpoint import RewarmState
+from rewarm.formats.checkpoint import RewarmState, batch_of
 from rewarm.formats.records import Damage
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
@@ -185,7 +185,7 @@ def _go_on(this: Start) -> int:
             state = _train_stage(this, training, stage, state)
             if this.stop.agreed:
                 events.record('preempted', signal=this.stop.agreed)
-                announce(f'Saved at batch {state.batch:,}. Start the same command again to go on.')
+                announce(f'{_what_is_saved(store, state.batch)} Start the same command again to go on.')
                 on_rank_zero(lambda: store.flush(this.stop.seconds_left))
                 return EXIT_PREEMPTED
     events.record('finished')
@@ -286,9 +286,8 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     )
     stopped = None
     try:
-        if on_rank_zero(lambda: eval_records.missing_at(state.batch)):
-            trainer.eval()
-            eval_records.write(state.batch)
+        if missing := on_rank_zero(lambda: eval_records.missing_at(state.batch)):
+            eval_records.evaluate(trainer, missing)
         if state.batch < stage.end_batch:
             trainer.fit()
     except EvaluationCut:
@@ -336,6 +335,14 @@ def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
         carried = {**remembered.model_dump(), 'stage': None}
         return RunState(0, {'Rewarm': carried}, origin)
     return RunState()
+
+
+def _what_is_saved(store: RunStore, batch: int) -> str:
+    """What a run that stops at ``batch`` can say of its checkpoints; for rank 0."""
+    newest = store.latest()
+    if newest is None:
+        return 'Stopped before the first batch was trained: there is no checkpoint.'
+    return f'Saved at batch {batch:,}.' if batch_of(newest) == batch else f'Stopped; {newest} stands.'
 
 
 def _where(state: RunState, saved: Checkpoint | None) -> str:

@@ -4,14 +4,14 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from composer import Callback, Event, Logger, State
+from composer import Callback, Event, Logger, State, Trainer
 from composer.utils import dist
 from tqdm import tqdm
 
@@ -225,26 +225,32 @@ class EvalRecords(Callback):
         """
         return event == Event.BATCH_END and not self.stopping() and self._is_mark(int(state.timestamp.batch))
 
-    def missing_at(self, batch: int) -> bool:
-        """Whether the weights of ``batch`` should have been evaluated for this stage and were not; asked on rank 0.
+    def missing_at(self, batch: int) -> list[str]:
+        """The sets that should have been evaluated for this stage with the weights of ``batch`` and were not; asked on rank 0.
 
-        Records them without evaluating where the previous stage's end has the same weights.
+        Where the previous stage's end has the same weights, its numbers are recorded, and nothing is to be evaluated.
         """
         if not self.sets or not (batch == self.stage.start_batch or self._is_mark(batch)):
-            return False
+            return []
         records = self.lines.read()
-        recorded = _sets_recorded(records, self.stage, batch)
-        if recorded >= set(self.sets):
-            return False
-        if not _sets_recorded(records, self.previous, batch) >= set(self.sets):
-            return True
-        self.lines.append(
-            asdict(replace(record, stage=self.stage.name, stage_tokens=0, when='start'))
-            for record in records
-            if self.previous and (record.stage, record.batch) == (self.previous.name, batch)
-            if record.set not in recorded
-        )
-        return False
+        missing = set(self.sets) - _sets_recorded(records, self.stage, batch)
+        known = missing & _sets_recorded(records, self.previous, batch)
+        if known:
+            self.lines.append(
+                {**asdict(record), **self._where(self.stage, batch), 'role': self.sets[record.set][0].role}
+                for record in records
+                if self.previous and (record.stage, record.batch) == (self.previous.name, batch)
+                if record.set in known
+            )
+        return [name for name in self.sets if name in missing - known]
+
+    def evaluate(self, trainer: Trainer, sets: Collection[str]) -> None:
+        """Evaluates some of the Trainer's sets where it is, and writes them."""
+        every = list(trainer.state.evaluators)
+        trainer.state.evaluators = [each for each in every if each.label in sets]
+        trainer.eval()
+        trainer.state.evaluators = every
+        self.write(int(trainer.state.timestamp.batch))
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Collects one set's loss."""

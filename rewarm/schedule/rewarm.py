@@ -11,6 +11,7 @@ import torch
 from composer import Algorithm, Event, Logger, State
 from torch.optim import Optimizer
 
+from rewarm.config.errors import UserError
 from rewarm.config.plan import StagePlan
 
 __all__ = ['Hyperparameters', 'Rewarm', 'apply_optimizer_policy']
@@ -49,6 +50,7 @@ class Rewarm(Algorithm):
         self.lr: float | None = None
         self.lr_before: float | None = None
         self.remembered: dict[str, Any] | None = None
+        self._last: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain JSON types."""
@@ -75,16 +77,34 @@ class Rewarm(Algorithm):
         return event in (Event.AFTER_LOAD, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Begins the stage if it is new, and sets the rate."""
+        """Begins the stage if it is new, and sets the rate.
+
+        Raises:
+            UserError: At the second batch, if the first one counted no tokens: the rate would never move.
+        """
         optimizer = state.optimizers[0]
         if event == Event.AFTER_LOAD:
             if self.name != self.stage.name:
                 self._begin_stage(optimizer, batch=int(state.timestamp.batch), tokens=int(state.timestamp.token))
             self._write_hyperparameters(optimizer)
+        else:
+            self._check_that_tokens_move(int(state.timestamp.batch), int(state.timestamp.token))
         self.lr = self.stage.lr(int(state.timestamp.token) - self.start_tokens)
         for group in optimizer.param_groups:
             # initial_lr too: optimizers that scale by lr / initial_lr, and schedulers built later, read it.
             group['lr'] = group['initial_lr'] = self.lr
+
+    def _check_that_tokens_move(self, batch: int, tokens: int) -> None:
+        """Composer counts a batch that it does not know as 0 tokens, and the curve is a function of tokens."""
+        before, self._last = self._last, (batch, tokens)
+        if before is not None and batch > before[0] and tokens == before[1]:
+            raise UserError(
+                f'{batch - before[0]:,} batch was trained and Composer counted no tokens in it, so the learning rate would stay at '
+                f'{self.lr:g} for ever. Say how many tokens a batch has: give the Trainer '
+                "`train_dataloader=DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch['input_ids'].numel())` "
+                '(`from composer.core import DataSpec`), with the count of your batches; or let batches be dicts with '
+                '`input_ids` of shape (sequences, tokens), which Composer counts by itself'
+            )
 
     def _begin_stage(self, optimizer: Optimizer, *, batch: int, tokens: int) -> None:
         policy = self.stage.optimizer_state

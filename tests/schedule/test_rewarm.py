@@ -7,6 +7,7 @@ import pytest
 import torch
 from composer import Event, Logger, State, Timestamp
 
+from rewarm.config.errors import UserError
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm, apply_optimizer_policy
@@ -121,3 +122,57 @@ def test_optimizer_policies():
     torch.testing.assert_close(moments['exp_avg'], first_moment * (1 - 0.5))
     assert moments['exp_avg_sq'].abs().sum() == 0
     assert moments['step'] == 0
+
+
+def train_alone(plan, spec, batches: int) -> list[float]:
+    """The rates at which Composer's Trainer trains somebody's own model, with nothing of ours but the algorithm."""
+    from composer import Callback, Trainer
+    from composer.models import ComposerModel
+
+    class Own(ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 1)
+
+        def forward(self, batch):
+            return self.layer(batch[0])
+
+        def loss(self, outputs, batch):
+            return (outputs - batch[1]).square().mean()
+
+    class Rates(Callback):
+        def __init__(self):
+            self.seen: list[float] = []
+
+        def batch_end(self, state, logger):
+            self.seen.append(state.optimizers[0].param_groups[0]['lr'])
+
+    model, rates = Own(), Rates()
+    Trainer(
+        model=model,
+        train_dataloader=spec,
+        optimizers=torch.optim.AdamW(model.parameters(), lr=1.0),
+        max_duration=f'{batches}ba',
+        algorithms=[make(plan, 0, [])],
+        callbacks=[rates],
+        progress_bar=False,
+    ).fit()
+    return rates.seen
+
+
+def own_loader():
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.ones(32, 8), torch.ones(32, 1)), batch_size=4
+    )
+
+
+def test_an_own_trainer_whose_batches_count_no_tokens_is_stopped_and_told_what_to_write(plan):
+    with pytest.raises(UserError, match='counted no tokens'):
+        train_alone(plan, own_loader(), 3)
+
+
+def test_an_own_trainer_that_counts_tokens_follows_the_curve(plan):
+    from composer.core import DataSpec
+
+    spec = DataSpec(own_loader(), get_num_tokens_in_batch=lambda batch: TOKENS)
+    assert train_alone(plan, spec, 4) == [plan.stages[0].lr(batch * TOKENS) for batch in range(4)]

@@ -10,6 +10,7 @@ from rewarm.cli.data import convert, verify
 from rewarm.cli.doctor import doctor
 from rewarm.cli.exchange import export_checkpoint, import_checkpoint
 from rewarm.cli.failure import tell
+from rewarm.cli.pinning import pin
 from rewarm.cli.planning import plan, ranks, schema
 from rewarm.cli.training import train
 from rewarm.cli.watching import report, status
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (convert, plan, train, status, report, verify):
+for command in (convert, plan, train, status, report, pin, verify):
     app.command()(command)
 app.command('export')(export_checkpoint)
 app.command('import')(import_checkpoint)

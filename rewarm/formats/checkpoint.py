@@ -25,11 +25,14 @@ from rewarm.formats.strict_json import Record, as_record, parse_json
 __all__ = [
     'BROKEN_SUFFIX',
     'FORMAT',
+    'GONE_PREFIX',
     'LATEST_FILE',
     'MANIFEST_FILE',
     'MODEL_FILE',
     'NAME',
     'OPTIMIZER_FILE',
+    'PIN_FILE',
+    'PIN_TEXT',
     'STATE_FILE',
     'TEMPORARY_PREFIX',
     'UNFINISHED_FILE',
@@ -58,8 +61,14 @@ LATEST_FILE = 'latest'
 """Beside the checkpoints: the newest one's name, for people and scripts."""
 UNFINISHED_FILE = 'unfinished.json'
 """In a bucket: a copy of the manifest while the files go up or are deleted."""
+PIN_FILE = 'pinned'
+"""In a checkpoint's folder, here or in a bucket: no run deletes it. No part of the checkpoint."""
+PIN_TEXT = 'This checkpoint is pinned: no run deletes it. `rewarm pin RUN_FOLDER CHECKPOINT --remove` lets go of it.\n'
+"""What it says, to whoever finds it; whether it is there is all that counts."""
 OPTIMIZER_FILE = re.compile(r'optimizer-(\d{4,})\.safetensors', re.ASCII)
 TEMPORARY_PREFIX = '.writing-'
+GONE_PREFIX = f'{TEMPORARY_PREFIX}gone-'
+"""Of a checkpoint that is being deleted."""
 BROKEN_SUFFIX = '.broken'
 
 LARGEST_BYTES = 64 << 20
@@ -202,7 +211,7 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
     _check_format(content, where)
     if isinstance(content, dict) and isinstance(names := cast('dict[str, object]', content).get('files'), dict):
         # First: a message about an entry gives its name as it is.
-        check_names(cast('dict[str, object]', names), where, reserved=(MANIFEST_FILE, UNFINISHED_FILE))
+        check_names(cast('dict[str, object]', names), where, reserved=(MANIFEST_FILE, UNFINISHED_FILE, PIN_FILE))
     manifest = as_record(Manifest, data, where)
     for name in manifest.files:
         if '/' in name:

@@ -90,6 +90,7 @@ class RunFile(Record):
     """``config.yaml``."""
 
     run_name: Text | None = None
+    run_folder: Text | None = None
     tokenizer: Text | None = None
     seed: Seed | None = None
     max_seq_len: Count | None = None

@@ -19,6 +19,8 @@ from rewarm.formats.checkpoint import (
     LARGEST_BYTES,
     MANIFEST_FILE,
     NAME,
+    PIN_FILE,
+    PIN_TEXT,
     TEMPORARY_PREFIX,
     UNFINISHED_FILE,
     Manifest,
@@ -27,7 +29,7 @@ from rewarm.formats.checkpoint import (
     read_state,
 )
 from rewarm.formats.files import flush, read_bytes, write_whole
-from rewarm.resume.folders import make_draft, point_latest, set_aside
+from rewarm.resume.folders import is_pinned, make_draft, point_latest, set_aside
 from rewarm.resume.refusals import Refusals
 from rewarm.resume.verification import damage
 
@@ -47,6 +49,10 @@ class _Kept:
     @property
     def is_whole(self) -> bool:
         return MANIFEST_FILE in self.objects
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.is_whole and PIN_FILE in self.objects
 
     @property
     def is_unfinished(self) -> bool:
@@ -112,7 +118,7 @@ class Archive:
                     self._unmark(name, refusals)
                 return False
         if there.is_whole:  # other bits of the same batch, or damaged ones: nobody may take it while it changes
-            self.remove(name)
+            self.remove(name, replacing=True)
         marker = f'{top}/{UNFINISHED_FILE}'
         refusals.attempt(marker, lambda: self.bucket.write(marker, text))
         for file, entry in manifest.files.items():
@@ -129,6 +135,9 @@ class Archive:
         refusals.require(last, lambda: self.bucket.write(last, text))
         self.damaged.discard(name)
         self._unmark(name, refusals)
+        if is_pinned(path):  # asked now that the bucket shows it: whoever pins it later pins it there too
+            pin = f'{top}/{PIN_FILE}'
+            refusals.attempt(pin, lambda: self.bucket.write(pin, PIN_TEXT.encode()))
         return True
 
     def download(self, name: str, root: Path, *, trained: bool = False) -> Path:
@@ -177,12 +186,12 @@ class Archive:
     ) -> list[str]:
         """Deletes all but the newest ``keep`` checkpoints, and what broken-off uploads and deletions left.
 
-        Never a stage's end, the newest one, or a folder that holds anything its manifest does not list. What lacks a
+        Never a stage's end, a pinned one, the newest one, or a folder that holds anything its manifest does not list. What lacks a
         file does not count, such as a copy that somebody is making; nor do checkpoints known to be damaged, which go
         when there is a newer complete one. One that cannot be deleted holds up no other.
 
         Args:
-            keep (int): How many to keep besides stage ends; at least 1.
+            keep (int): How many to keep besides stage ends and pinned ones; at least 1.
             stage_ends (Collection[int]): Batches at which a stage ends.
             refusals (Refusals): What makes each attempt.
             before_write (Callable): Called before each deletion; may raise to stop.
@@ -195,7 +204,7 @@ class Archive:
         valid = [name for name in self._complete(listed) if name not in self.damaged]
         if not valid:
             return []
-        ordinary = [name for name in valid if batch_of(name) not in stage_ends]
+        ordinary = [name for name in valid if batch_of(name) not in stage_ends and not listed[name].is_pinned]
         older = [name for name in listed if name < valid[-1]]
         doomed = [name for name in older if name in ordinary[:-keep] or name in self.damaged]
         gone: list[str] = []
@@ -207,25 +216,36 @@ class Archive:
                 gone.append(name)
         return gone
 
-    def remove(self, name: str) -> bool:
-        """Deletes a checkpoint, its manifest first; one that holds anything rewarm did not write stays.
+    def remove(self, name: str, *, replacing: bool = False) -> bool:
+        """Deletes a checkpoint, its manifest first; one that is pinned, or holds anything rewarm did not write, stays.
+
+        Args:
+            name (str): The checkpoint.
+            replacing (bool): Whether other bits of the same batch follow, which stay pinned if these are.
 
         Returns:
             bool: Whether it is gone.
         """
         top = f'{self.url}/{name}'
-        objects = self._list(name).get(name, _Kept({})).objects
+        kept = self._list(name).get(name, _Kept({}))
+        objects, pin = kept.objects, f'{top}/{PIN_FILE}'
+        if kept.is_pinned and not replacing:
+            return False
         marker = MANIFEST_FILE if MANIFEST_FILE in objects else UNFINISHED_FILE
         try:
             text = self._read(f'{top}/{marker}')
             files = parse_manifest(text, f'{top}/{marker}').files
         except (Damaged, DamagedFile):
             return False
-        if not set(objects) <= {*files, MANIFEST_FILE, UNFINISHED_FILE}:
+        if not set(objects) <= {*files, MANIFEST_FILE, UNFINISHED_FILE, PIN_FILE}:
             return False
         if UNFINISHED_FILE not in objects:
             self.bucket.write(f'{top}/{UNFINISHED_FILE}', text)
-        for file in (MANIFEST_FILE, *files):
+        # Whoever pins does the same the other way round: a pin first, then a look for this marker.
+        if kept.is_whole and not replacing and self.bucket.find(pin) is not None:
+            self.bucket.delete(f'{top}/{UNFINISHED_FILE}')
+            return False
+        for file in (MANIFEST_FILE, *files, *([] if replacing else [PIN_FILE])):
             self.bucket.delete(f'{top}/{file}')
         self.bucket.forget_uploads(top)
         self.bucket.delete(f'{top}/{UNFINISHED_FILE}')

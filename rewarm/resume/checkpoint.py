@@ -31,6 +31,8 @@ from rewarm.formats.checkpoint import (
     LATEST_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
+    PIN_FILE,
+    PIN_TEXT,
     STATE_FILE,
     TEMPORARY_PREFIX,
     Manifest,
@@ -44,6 +46,7 @@ from rewarm.formats.checkpoint import (
 from rewarm.formats.files import flush
 from rewarm.resume.folders import (
     clear_way,
+    is_pinned,
     make_draft,
     names_below,
     point_latest,
@@ -195,6 +198,8 @@ def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], sta
         _write_new(draft / STATE_FILE, json.dumps(content, indent=1))
         described = {**files, STATE_FILE: describe_file(draft / STATE_FILE)}
         _write_new(draft / MANIFEST_FILE, json.dumps({'format': FORMAT, 'files': described}, indent=1))
+        if is_pinned(root / name):
+            _write_new(draft / PIN_FILE, PIN_TEXT)
         flush(draft)
         clear_way(root / name)  # the same batch saved again, by a run that was set back: the same bits, or broken
         draft.rename(root / name)

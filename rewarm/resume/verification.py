@@ -15,6 +15,7 @@ from rewarm.formats.checkpoint import (
     MODEL_FILE,
     NAME,
     OPTIMIZER_FILE,
+    PIN_FILE,
     FileEntry,
     Manifest,
     SavedState,
@@ -42,7 +43,7 @@ def problems(path: Path) -> list[str]:
     except (OSError, DamagedFile):
         return found  # and says so
     return found + [
-        f'{name} is not listed in {MANIFEST_FILE}' for name in there if name not in {*listed, MANIFEST_FILE}
+        f'{name} is not listed in {MANIFEST_FILE}' for name in there if name not in {*listed, MANIFEST_FILE, PIN_FILE}
     ]
 
 

@@ -76,7 +76,7 @@ def test_what_cannot_be_pinned_is_told(run, tmp_path):
             name_checkpoint(str(run), text)
     with pytest.raises(UserError, match='no complete checkpoint yet'):
         name_checkpoint(str(tmp_path / 'nothing'), 'latest')
-    with pytest.raises(UserError, match='ba00000009 is not there; .*there are ba00000001, ba00000002'):
+    with pytest.raises(UserError, match=r'ba00000009 is not there; .*there are ba00000001, ba00000002'):
         pin(str(run), name(9))
     with pytest.raises(UserError, match='ba00000002 is not pinned'):
         unpin(str(run), name(2))

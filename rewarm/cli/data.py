@@ -24,12 +24,17 @@ def convert(
         str, typer.Option(help='tokenizer.json, its folder, or a Hugging Face id in the local cache.')
     ],
     seq_len: Annotated[int, typer.Option(help='Sequence length in tokens; blocks hold one more and overlap by one.')],
-    text_key: Annotated[str, typer.Option(help='Key or column of the text.')] = 'text',
+    text_key: Annotated[
+        str, typer.Option(help='Key or column of the text; of several, such as text,content, the first that is there.')
+    ] = 'text',
     workers: Annotated[
         int | None, typer.Option(help='Processes that tokenize; any number gives the same bytes. Default: one a core.')
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of documents, chosen by their text's hash, for OUT/val (the rest: OUT/train).")
+        float,
+        typer.Option(
+            help='Share of documents for OUT/val, chosen by a keyed hash of their text (the rest: OUT/train).'
+        ),
     ] = 0.0,
     eod: Annotated[
         str | None, typer.Option(help="Token that ends a document. Default: what the tokenizer's files name.")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.documents import Part
+from rewarm.data.first_look import look_at_sources
 from rewarm.data.job import Job
 from rewarm.data.pieces import Piece, make_tokenize
 from rewarm.data.pool import Workers
@@ -25,7 +26,8 @@ from rewarm.data.publish import existing, finish, remove_leftover, upload_datase
 from rewarm.data.reading import PART_BYTES, read_parts
 from rewarm.data.shards import SHARD_BYTES, Packer, ShardFormat
 from rewarm.data.sources import find_sources
-from rewarm.data.staging import Staging, default_staging
+from rewarm.data.split import share_in_words, split_warning
+from rewarm.data.staging import Staging, default_staging, read_identity
 from rewarm.data.tokens import EncoderName, ParityError, find_tokenizer, read_tokenizer
 from rewarm.formats.card import REJECTS_NAME, DatasetCard
 from rewarm.formats.tokenizer import tokenizer_hash
@@ -71,9 +73,10 @@ def convert(
         tokenizer (str): Path to a ``tokenizer.json`` or its folder, or a Hugging Face id in the local cache.
         seq_len (int): Sequence length in tokens; blocks hold one more and overlap by one, so that every token behind
             the first is a target once. Tokens behind the last full block are dropped and counted in the card.
-        text_key (str): Key or column of the text.
+        text_key (str): Key or column of the text; of several with commas between, the first that is there.
         workers (int | None): Processes that tokenize; None is one a core. Any number gives the same bytes.
-        val_fraction (float): Share of documents, chosen by the hash of their text, that goes to ``val/``.
+        val_fraction (float): Share of documents, chosen by a keyed hash of their text, that goes to ``val/``. What was
+            reached is in the cards and said at the end.
         eod (str | None): Content of the token that ends a document; None is what the tokenizer's files name.
         encoder (EncoderName): Library that encodes; ``auto`` takes the fast one where it is known to be equal.
         compression (str | None): None, ``zstd`` or ``zstd:LEVEL``.
@@ -98,22 +101,27 @@ def convert(
     workers = workers if workers is not None else len(os.sched_getaffinity(0))
     if workers < 1:
         raise UserError(f'--workers must be at least 1, got {workers}')
+    files = find_sources(sources)
+    look_at_sources(files, text_key)
     path = find_tokenizer(tokenizer)
     facts = read_tokenizer(path, eod=eod, encoder=encoder)
     shape = ShardFormat(seq_len, facts.dtype, compression, shard_bytes)
-    job = Job(
-        find_sources(sources), out.rstrip('/'), facts, shape, text_key, val_fraction, tokenizer_hash(path), part_bytes
-    )
+    job = Job(files, out.rstrip('/'), facts, shape, text_key, val_fraction, tokenizer_hash(path), part_bytes)
     folder = Path(staging) if staging else default_staging(job.out)
     if (done := existing(job)) is not None:
         remove_leftover(folder, job)
         say(f'{job.out}: already converted from these files with these settings')
         return Conversion(job.out, done, already_done=True)
+    job = job.as_begun(read_identity(folder))
     stage = Staging(folder, job.identity, job.splits)
     try:
+        if stage.restarted:
+            say(f'starting again from the beginning, {folder} held a try that failed ({stage.restarted})')
         say(f'{len(job.sources)} files, {sum(s.bytes for s in job.sources) / 1e6:,.1f} MB -> {job.out}')
         say(f'encoder: {facts.why}')
-        if stage.progress.source or stage.progress.part:
+        if stage.progress.source == len(job.sources):
+            say(f'all files are read already, what is left is to publish {folder}')
+        elif stage.progress.source or stage.progress.part:
             say(f'going on at file {stage.progress.source + 1} of {len(job.sources)}, from {folder}')
         left = _fill(job, stage, workers, commit_seconds, progress)
         cards = finish(job, stage, left, max_rejects)
@@ -125,6 +133,9 @@ def convert(
     except ParityError:
         stage.remove()  # what the fast encoder made is not to be trusted
         raise
+    except UserError as error:
+        stage.fail(str(error))
+        raise
     finally:
         stage.close()
     for split, card in cards.items():
@@ -132,9 +143,23 @@ def convert(
             f'{job.out}{"/" if split else ""}{split}: {card.documents:,} documents, {card.tokens:,} tokens, '
             f'{card.samples:,} blocks of {seq_len + 1} ({card.tokens_dropped} tokens behind the last one dropped)'
         )
+    for line in _about_split(job, cards):
+        say(line)
     if stage.progress.rejects:
         say(f'{stage.progress.rejects:,} records were rejected: see {REJECTS_NAME}')
     return Conversion(job.out, cards, already_done=False)
+
+
+def _about_split(job: Job, cards: dict[str, DatasetCard]) -> Iterator[str]:
+    """What share of documents and tokens is in ``val``, and a warning where that is far from what was asked."""
+    val = cards.get('val')
+    if val is None or val.share_of_documents is None or val.share_of_tokens is None:
+        return
+    documents, tokens = share_in_words(val.share_of_documents), share_in_words(val.share_of_tokens)
+    yield f'val: {documents} of documents, {tokens} of tokens ({share_in_words(job.val_fraction)} was asked for)'
+    everything = sum(card.documents for card in cards.values())
+    if warning := split_warning(everything, val.documents, job.val_fraction, job.split_rule):
+        yield f'warning: {warning}'
 
 
 def _fill(job: Job, stage: Staging, workers: int, commit_seconds: float, show: bool) -> dict[str, int]:
@@ -165,7 +190,7 @@ def _fill(job: Job, stage: Staging, workers: int, commit_seconds: float, show: b
             total=total, initial=done, unit='B', unit_scale=True, disable=not show, desc='convert',
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )  # fmt: skip
-        with bar, Workers(workers, make_tokenize, (job.facts, job.text_key, job.val_fraction)) as pool:
+        with bar, Workers(workers, make_tokenize, (job.facts, job.text_key, job.val_fraction, job.split_rule)) as pool:
             started = committed = time.monotonic()
             parts = _parts(job, stage, bar.update, hashes)
             for part, piece in pool.map(parts):
@@ -189,7 +214,7 @@ def _parts(job: Job, stage: Staging, on_read: Callable[[int], Any], hashes: dict
 
         for part in read_parts(
             job.sources[index], index, text_key=job.text_key, work=stage.work,
-            on_read=on_read, on_hash=on_hash, part_bytes=job.part_bytes,
+            on_read=on_read, on_hash=on_hash, part_bytes=job.part_bytes, split_rule=job.split_rule,
         ):  # fmt: skip
             if index > first or part.index >= skip:
                 yield part

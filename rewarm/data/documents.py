@@ -4,9 +4,9 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rewarm.data.sources import Kind
 
@@ -40,7 +40,7 @@ class Part:
     last: bool = True
     """Whether the document ends here; of a cut text file only the last piece gets an EOD."""
     digest: bytes | None = None
-    """SHA-1 of the whole document, when this is only a piece of it."""
+    """Hash of the whole document by the rule of the split, when this is only a piece of it."""
 
     @property
     def bytes(self) -> int:
@@ -59,12 +59,18 @@ TOO_LONG = Reject(f'longer than {MAX_RECORD_BYTES >> 20} MiB')
 """What becomes of a record above `MAX_RECORD_BYTES`."""
 
 
+def text_keys(text_key: str) -> tuple[str, ...]:
+    """The keys under which a text is looked for, in order: the whole name first, then the names between its commas."""
+    names = (text_key, *(name.strip() for name in text_key.split(',')))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
 def records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject]]:
     """Parses a part into documents and rejects. Blank lines are no records.
 
     Args:
         part (Part): What to parse.
-        text_key (str): Key of the text in a JSON record.
+        text_key (str): Key of the text in a JSON record, or several with commas between.
 
     Yields:
         tuple[int, str | Reject]: Line or row number from 1, and the text or the reason why there is none.
@@ -72,7 +78,7 @@ def records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject]]:
     for line, reason in part.rejects:
         yield line, Reject(reason)
     if part.kind == 'jsonl':
-        yield from _json_records(part, text_key)
+        yield from _json_records(part, text_keys(text_key))
     elif part.kind == 'txt':
         if not part.rejects:
             yield part.first_line, _utf8(part.lines)
@@ -81,7 +87,7 @@ def records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject]]:
             yield row, _utf8(value) if value is not None else Reject('the text is missing')
 
 
-def _json_records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject]]:
+def _json_records(part: Part, keys: Sequence[str]) -> Iterator[tuple[int, str | Reject]]:
     data = part.lines.removeprefix(BOM) if part.index == 0 else part.lines
     if data.isspace():
         return  # a gigabyte of line ends is 65 kB of zstd
@@ -89,22 +95,40 @@ def _json_records(part: Part, text_key: str) -> Iterator[tuple[int, str | Reject
     for line, raw in enumerate(data.split(b'\n'), part.first_line):
         if not raw or raw.isspace():
             continue
-        text = _utf8(raw)
-        yield line, text if isinstance(text, Reject) else _text_of(text, text_key)
+        record = parse_record(raw)
+        yield line, record if isinstance(record, Reject) else text_of(record, keys)
 
 
-def _text_of(line: str, text_key: str) -> str | Reject:
+def parse_record(raw: bytes) -> dict[str, Any] | Reject:
+    """A line of JSON as an object, or why it is none."""
+    line = _utf8(raw)
+    if isinstance(line, Reject):
+        return line
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Reject(f'invalid JSON: {getattr(error, "msg", "nested too deeply")}')
     if not isinstance(record, dict):
         return Reject(f'a JSON {type(record).__name__}, not an object')
-    if text_key not in record:
-        return Reject(f'no key {text_key!r}')
-    text = record[text_key]
+    return cast('dict[str, Any]', record)
+
+
+def text_of(record: dict[str, Any], keys: Sequence[str]) -> str | Reject:
+    """The text of a record, under the first of the keys that it has, or why there is none.
+
+    Args:
+        record (dict[str, Any]): A line of JSON.
+        keys (Sequence[str]): From `text_keys`.
+
+    Returns:
+        str | Reject: Valid Unicode.
+    """
+    key = next((key for key in keys if key in record), None)
+    if key is None:
+        return Reject(f'no key {" or ".join(map(repr, keys[1:] or keys))}')
+    text = record[key]
     if not isinstance(text, str):
-        return Reject(f'{text_key!r} is {type(text).__name__}, not a string')
+        return Reject(f'{key!r} is {type(text).__name__}, not a string')
     if not text.isascii():
         try:
             text.encode()

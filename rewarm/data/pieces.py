@@ -1,6 +1,5 @@
 """A part of a file to tokens: the work of one worker, which looks at nothing but the part."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarm.data.documents import Part, Reject, records
+from rewarm.data.split import RULE, is_validation, new_hash
 from rewarm.data.tokens import Encoder, TokenizerFacts
 
 _FIRST_SAMPLES, _SAMPLES = 64, 2  # documents compared in a worker's first part, and in each later one
@@ -30,13 +30,16 @@ class Piece:
     """(line, reason) of records that could not be read."""
 
 
-def make_tokenize(facts: TokenizerFacts, text_key: str, val_fraction: float) -> Callable[[Part], Piece]:
+def make_tokenize(
+    facts: TokenizerFacts, text_key: str, val_fraction: float, split_rule: int = RULE
+) -> Callable[[Part], Piece]:
     """Loads the tokenizer; called once in each worker.
 
     Args:
         facts (TokenizerFacts): Tokenizer and encoder.
         text_key (str): Key of the text in a JSON record.
         val_fraction (float): Share of documents that go to ``val``; 0 for no split.
+        split_rule (int): Rule by which they are chosen.
 
     Returns:
         Callable[[Part], Piece]: Turns parts into tokens, and compares the encoders on a sample as it goes.
@@ -60,7 +63,7 @@ def make_tokenize(facts: TokenizerFacts, text_key: str, val_fraction: float) -> 
             encoded = text.encode() if val_fraction or not text.isascii() else None
             split = splits[0]
             if val_fraction and encoded is not None:
-                split = splits[is_validation(part.digest or hashlib.sha1(encoded).digest(), val_fraction)]
+                split = splits[is_validation(part.digest or new_hash(split_rule, encoded).digest(), val_fraction)]
             found[split].append(encoder.encode(text).astype(facts.dtype))
             piece.bytes[split] += len(text if encoded is None else encoded)
             if part.last:
@@ -73,16 +76,3 @@ def make_tokenize(facts: TokenizerFacts, text_key: str, val_fraction: float) -> 
         return piece
 
     return tokenize
-
-
-def is_validation(digest: bytes, fraction: float) -> bool:
-    """Whether a document belongs to the validation split.
-
-    Args:
-        digest (bytes): SHA-1 of its text in UTF-8.
-        fraction (float): Share of documents that do.
-
-    Returns:
-        bool: Whether the digest's first 8 bytes, as a big-endian number over 2**64, are below `fraction`.
-    """
-    return int.from_bytes(digest[:8], 'big') < int(fraction * 2**64)

@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,11 +12,12 @@ from rewarm.buckets.bucket import is_bucket, open_bucket
 from rewarm.config.errors import UserError
 from rewarm.data.job import Job
 from rewarm.data.shards import write_index
-from rewarm.data.staging import Staging
+from rewarm.data.split import rule_in_words, rule_of
+from rewarm.data.staging import Staging, read_identity
 from rewarm.formats.card import CARD_NAME, REJECTS_NAME, CardSource, DatasetCard, read_card
 from rewarm.formats.files import write_whole
 from rewarm.formats.shards import INDEX_NAME, read_index
-from rewarm.formats.strict_json import parse_record, read_json
+from rewarm.formats.strict_json import parse_record
 
 CARD_VERSION = 1
 """Version of the card's format."""
@@ -48,14 +50,11 @@ def finish(job: Job, stage: Staging, dropped: dict[str, int], max_rejects: float
     sources = tuple(CardSource(name=s.name, bytes=s.bytes, sha256=hashes[i]) for i, s in enumerate(job.sources))
     rejects = stage.work / REJECTS_NAME
     cards: dict[str, DatasetCard] = {}
+    documents, tokens = (sum(getattr(c, key) for c in now.counts.values()) for key in ('documents', 'tokens'))
     for split, counts in now.counts.items():
         folder, entries = stage.dataset / split, list(stage.rows(f'shards-{split}'))
         if not entries:
-            raise UserError(
-                f'{split or "the text"} has {counts.tokens:,} tokens, less than one block of {job.shape.seq_len + 1}: '
-                + ('raise --val-fraction or give' if split == 'val' else 'give')
-                + ' more text, or a smaller --seq-len'
-            )
+            raise UserError(_too_short(job, stage, split))
         write_index(folder, iter(entries))
         read_index(folder / INDEX_NAME)  # what no reader takes is not published
         write_whole(folder / REJECTS_NAME, rejects.read_bytes() if rejects.exists() else b'')
@@ -71,7 +70,9 @@ def finish(job: Job, stage: Staging, dropped: dict[str, int], max_rejects: float
             bytes=counts.bytes,
             samples=sum(entry['samples'] for entry in entries),
             sources=sources,
-            split=_rule(split, job.val_fraction),
+            split=rule_in_words(split, job.val_fraction, job.split_rule),
+            share_of_documents=round(counts.documents / documents, 6) if split else None,
+            share_of_tokens=round(counts.tokens / tokens, 6) if split else None,
             tokens_dropped=dropped[split],
             documents_empty=now.empty,
             rejects=now.rejects,
@@ -87,11 +88,16 @@ def _above(share: float) -> str:
     return f'{min(1.0, share * 1.01 + 1e-6):.6f}'.rstrip('0')
 
 
-def _rule(split: str, fraction: float) -> str | None:
-    if not split:
-        return None
-    side = 'below' if split == 'val' else 'at or above'
-    return f'{split}: documents whose SHA-1 (UTF-8 text, first 8 bytes, big-endian, over 2**64) is {side} {fraction}'
+def _too_short(job: Job, stage: Staging, split: str) -> str:
+    now, counts = stage.progress, stage.progress.counts[split]
+    if not any(each.documents for each in now.counts.values()):
+        rejects = f', {now.rejects:,} could not be read (see {stage.work / REJECTS_NAME})' if now.rejects else ''
+        return f'there is no text in these files: {now.empty:,} records are empty{rejects}'
+    more = 'raise --val-fraction or give' if split == 'val' else 'give'
+    return (
+        f'{split or "the text"} has {counts.tokens:,} tokens in {counts.documents:,} documents, less than one block of '
+        f'{job.shape.seq_len + 1}: {more} more text, or a smaller --seq-len'
+    )
 
 
 def existing(job: Job) -> dict[str, DatasetCard] | None:
@@ -124,7 +130,9 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
         cards = {split: card for split in job.splits if (card := read_card(out / split)) is not None}
     given = [(s.name, s.bytes) for s in job.sources]
     if set(cards) == set(job.splits) and all(
-        card.settings == job.settings and [(s.name, s.bytes) for s in card.sources] == given for card in cards.values()
+        card.settings == replace(job, split_rule=rule_of(card.settings)).settings
+        and [(s.name, s.bytes) for s in card.sources] == given
+        for card in cards.values()
     ):
         return cards
     if is_bucket(job.out) and not cards:
@@ -143,9 +151,9 @@ def existing(job: Job) -> dict[str, DatasetCard] | None:
 
 def remove_leftover(folder: Path, job: Job) -> None:
     """Removes the staging folder of a conversion that was killed between publishing and tidying up."""
-    identity = folder / 'work' / 'identity.json'
-    if identity.exists() and read_json(identity) == job.identity:
-        Staging(folder, job.identity, job.splits).remove()
+    begun = job.as_begun(there := read_identity(folder))
+    if begun.identity == there:
+        Staging(folder, begun.identity, job.splits).remove()
 
 
 def upload_dataset(folder: Path, out: str, show: bool) -> None:

@@ -20,6 +20,7 @@ from rewarm.config.errors import UserError
 from rewarm.data.columns import column_parts
 from rewarm.data.documents import BOM, MAX_RECORD_BYTES, TOO_LONG, Part
 from rewarm.data.sources import Source
+from rewarm.data.split import RULE, new_hash
 
 PART_BYTES = 4 << 20
 """Uncompressed bytes of a part: large beside the cost of handing it to a worker, small beside the memory bound."""
@@ -51,6 +52,7 @@ def read_parts(
     on_read: Callable[[int], None],
     on_hash: Callable[[str], None],
     part_bytes: int = PART_BYTES,
+    split_rule: int = RULE,
 ) -> Iterator[Part]:
     """Streams a file as parts; after the last one, `on_hash` gets the SHA-256 of the file's bytes.
 
@@ -62,6 +64,7 @@ def read_parts(
         on_read (Callable[[int], None]): Told the bytes of the file read since the last call.
         on_hash (Callable[[str], None]): Told the hash in hex, once.
         part_bytes (int): Size of a part in uncompressed bytes.
+        split_rule (int): Rule whose hash the pieces of a long text carry.
 
     Yields:
         Part: In the order of the file.
@@ -69,7 +72,7 @@ def read_parts(
     Raises:
         UserError: If the file cannot be read or decompressed to its end.
     """
-    try:
+    with errors_of(source):
         digest = hashlib.sha256()
         with source.open() as file:
             blocks = _counted(file, digest, on_read)
@@ -78,9 +81,23 @@ def read_parts(
                 with _local_copy(source, blocks, work) as path:
                     yield from column_parts(path, source, index, text_key, part_bytes)
             else:
-                cut = _cut_lines if source.kind == 'jsonl' else _cut_text
-                yield from cut(_decompressed(blocks, source), source, index, part_bytes)
+                data = decompressed(blocks, source)
+                if source.kind == 'jsonl':
+                    yield from _cut_lines(data, source, index, part_bytes)
+                else:
+                    yield from _cut_text(data, source, index, part_bytes, split_rule)
         on_hash(digest.hexdigest())
+
+
+@contextlib.contextmanager
+def errors_of(source: Source) -> Iterator[None]:
+    """Says what is wrong with a file that cannot be read or decompressed within the ``with`` block.
+
+    Raises:
+        UserError: With the file's name, the reason and, where there is one, the way out.
+    """
+    try:
+        yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         if 'too much memory' in str(error):
             raise UserError(
@@ -113,22 +130,33 @@ def _counted(file: BinaryIO, digest: Any, on_read: Callable[[int], None]) -> Ite
         yield block
 
 
-def _decompressed(blocks: Iterator[bytes], source: Source) -> Iterator[bytes]:
+def decompressed(blocks: Iterator[bytes], source: Source, block_bytes: int | None = None) -> Iterator[bytes]:
+    """Unpacks a file.
+
+    Args:
+        blocks (Iterator[bytes]): The file's bytes.
+        source (Source): How it is compressed.
+        block_bytes (int | None): Size of the blocks that come out of a compressed one; None for that of the parts' cuts.
+
+    Returns:
+        Iterator[bytes]: What is in it.
+    """
     if source.compression is None:
         return blocks
     stream = _Blocks(blocks)
-    return _of_one_size(_zstd_blocks(stream) if source.compression == 'zstd' else _gzip_blocks(stream))
+    unpacked = _zstd_blocks(stream) if source.compression == 'zstd' else _gzip_blocks(stream)
+    return _of_one_size(unpacked, block_bytes or _BLOCK_BYTES)
 
 
-def _of_one_size(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _of_one_size(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
     """Makes the cuts, and with them what a restart skips, a matter of the content and not of a library's buffers."""
     held = bytearray()
     for block in blocks:
         held += block
-        if len(held) >= _BLOCK_BYTES:
-            whole = len(held) // _BLOCK_BYTES * _BLOCK_BYTES
-            for start in range(0, whole, _BLOCK_BYTES):
-                yield bytes(held[start : start + _BLOCK_BYTES])
+        if len(held) >= size:
+            whole = len(held) // size * size
+            for start in range(0, whole, size):
+                yield bytes(held[start : start + size])
             del held[:whole]
     if held:
         yield bytes(held)
@@ -204,7 +232,7 @@ def _cut_lines(blocks: Iterator[bytes], source: Source, index: int, part_bytes: 
         yield Part(source=index, index=count, kind=source.kind, first_line=line, lines=lines, rejects=rejects)
 
 
-def _cut_text(blocks: Iterator[bytes], source: Source, index: int, part_bytes: int) -> Iterator[Part]:
+def _cut_text(blocks: Iterator[bytes], source: Source, index: int, part_bytes: int, split_rule: int) -> Iterator[Part]:
     """One file is one document. A long one is cut where that changes no token, and gets its EOD at its end."""
     data, count, digest = b'', 0, None
     for block in blocks:
@@ -212,7 +240,7 @@ def _cut_text(blocks: Iterator[bytes], source: Source, index: int, part_bytes: i
         while len(data) >= 2 * part_bytes:
             if count == 0:
                 data = data.removeprefix(BOM)
-                digest = _text_digest(source)
+                digest = _text_digest(source, split_rule)
                 if digest is None:
                     yield Part(source=index, index=0, kind='txt', first_line=1, rejects=[(1, 'invalid UTF-8')])
                     for _ in blocks:  # to its end, for the hash
@@ -241,11 +269,11 @@ def _text_cut(data: bytes, part_bytes: int) -> int:
     return cut
 
 
-def _text_digest(source: Source) -> bytes | None:
-    """SHA-1 of a whole text file's text, or None if it is not UTF-8."""
-    decoder, digest, first = codecs.getincrementaldecoder('utf-8')(), hashlib.sha1(), True
+def _text_digest(source: Source, split_rule: int) -> bytes | None:
+    """Hash of a whole text file's text, or None if it is not UTF-8."""
+    decoder, digest, first = codecs.getincrementaldecoder('utf-8')(), new_hash(split_rule), True
     with source.open() as file:
-        for block in _decompressed(iter(lambda: file.read(_BLOCK_BYTES), b''), source):
+        for block in decompressed(iter(lambda: file.read(_BLOCK_BYTES), b''), source):
             data = block.removeprefix(BOM) if first else block
             first = False
             digest.update(data)

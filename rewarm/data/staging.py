@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from rewarm.buckets.bucket import is_bucket
 from rewarm.config.errors import DamagedFile, UserError
-from rewarm.formats.conversion import Ledger
+from rewarm.formats.conversion import Failure, Identity, Ledger
 from rewarm.formats.files import flush, private_folder, read_bytes, write_whole
-from rewarm.formats.strict_json import parse_json, read_file, read_json
+from rewarm.formats.strict_json import parse_json, read_file
+
+_IDENTITY, _FAILED = 'identity.json', 'failed.json'
 
 
 @dataclass
@@ -59,15 +61,18 @@ class Staging:
 
     Args:
         folder (Path): The folder; made if it is not there.
-        identity (dict[str, Any]): Settings and sources, of JSON types; work done for another identity is refused.
+        identity (Identity): What is converted, and how. Work for something else is refused, but for work that has failed,
+            which is begun anew: what was wrong with files or settings is mended.
         splits (Iterable[str]): Names of the splits; ``''`` for none.
 
     Raises:
         UserError: If another process holds the folder, or it holds something else.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], splits: Iterable[str]) -> None:
+    def __init__(self, folder: Path, identity: Identity, splits: Iterable[str]) -> None:
         self.folder, self.work, self.dataset = folder, folder / 'work', folder / 'dataset'
+        self.restarted: str | None = None
+        """Why work that was here is thrown away, in words; None if none is."""
         self._splits = tuple(splits)
         if folder.exists() and not (folder / 'lock').exists() and any(folder.iterdir()):
             raise UserError(f'{folder}: in the way, and not made by this program; move it or convert to another place')
@@ -85,7 +90,7 @@ class Staging:
         except DamagedFile as error:
             raise UserError(f'{error}. Delete {folder} and start again') from None
 
-    def _begin(self, identity: dict[str, Any]) -> None:
+    def _begin(self, identity: Identity) -> None:
         self._check(identity)
         for split in self._splits:
             (self.dataset / split).mkdir(parents=True, exist_ok=True)
@@ -94,18 +99,30 @@ class Staging:
         self._logs: dict[str, int] = {}
         self._load()
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: Identity) -> None:
         self.work.mkdir(exist_ok=True)
-        path = self.work / 'identity.json'
-        if not path.exists():
-            write_whole(path, json.dumps(identity).encode())
-        before = read_json(path)
-        if before != json.loads(json.dumps(identity)):
+        before = read_identity(self.folder)
+        failed = self.work / _FAILED
+        if before is not None and before != identity:
             what = '; '.join(_differences(before, identity))
-            raise UserError(
-                f'{self.folder} holds an unfinished conversion of something else ({what}). '
-                'Finish it with the same settings and files, or delete that folder and start again'
-            )
+            if not failed.exists():
+                raise UserError(
+                    f'{self.folder} holds an unfinished conversion of something else ({what}). '
+                    'Finish it with the same settings and files, or delete that folder and start again'
+                )
+            self.restarted = f'{what}; the try before ended with: {read_file(Failure, failed).reason}'
+            for path in (self.work, self.dataset):
+                shutil.rmtree(path)
+                path.mkdir()
+            before = None
+        if before is None:
+            write_whole(self.work / _IDENTITY, identity.model_dump_json().encode())
+        failed.unlink(missing_ok=True)
+
+    def fail(self, reason: str) -> None:
+        """Notes that this work ended with something the user has to mend; with other files or settings it begins anew."""
+        if self.work.exists():  # or it is published already
+            write_whole(self.work / _FAILED, Failure(reason=reason).model_dump_json().encode())
 
     def _load(self) -> None:
         path = self.work / 'progress.json'
@@ -181,6 +198,20 @@ class Staging:
         self._lock.close()
 
 
+def read_identity(folder: Path) -> Identity | None:
+    """What the unfinished work in a staging folder is of; None if there is none.
+
+    Raises:
+        UserError: If it cannot be read; says what to do.
+    """
+    try:
+        return read_file(Identity, folder / 'work' / _IDENTITY)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        raise UserError(f'{error}. Delete {folder} and start again') from None
+
+
 def default_staging(out: str) -> Path:
     """Where a conversion works if nobody says: beside a folder; for a bucket, below the system's temporary folder."""
     if is_bucket(out):
@@ -189,9 +220,12 @@ def default_staging(out: str) -> Path:
     return path.with_name(path.name + '.staging')
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for key in now['settings']:
-        if before['settings'].get(key) != now['settings'][key]:
-            yield f'{key}: {before["settings"].get(key)} there, {now["settings"][key]} now'
-    if before['sources'] != now['sources']:
-        yield 'the source files differ'
+def _differences(before: Identity, now: Identity) -> Iterator[str]:
+    for key in dict.fromkeys([*now.settings, *before.settings]):
+        if before.settings.get(key) != now.settings.get(key):
+            yield f'{key}: {before.settings.get(key)} there, {now.settings.get(key)} now'
+    if before.sources != now.sources:
+        there, here = ({source[0]: source for source in each.sources} for each in (before, now))
+        names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
+        some = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+        yield f'the source files differ: {some}' if names else 'the source files are in another order'

@@ -60,6 +60,10 @@ class DatasetCard(Record):
     """The files it was made from."""
     split: str | None = None
     """Rule by which documents were split off for validation."""
+    share_of_documents: float | None = None
+    """Share of all documents that this side of a split holds."""
+    share_of_tokens: float | None = None
+    """Share of all tokens that it holds."""
     tokens_dropped: Count = 0
     """Tokens behind the last full block, at most ``seq_len``; they are in ``tokens`` and in no block."""
     documents_empty: Count = 0

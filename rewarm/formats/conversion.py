@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rewarm.formats.strict_json import Record
 
-__all__ = ['Ledger', 'SavedCounts', 'SavedDataset', 'SavedProgress']
+__all__ = ['Failure', 'Identity', 'Ledger', 'SavedCounts', 'SavedDataset', 'SavedProgress']
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 FileName = Annotated[str, Field(pattern=r'^[\w.-]*$', max_length=255)]
@@ -39,6 +39,21 @@ class Ledger(Record):
     """Bytes of each list that count."""
     pending: dict[str, FileName]
     """By split, the file with tokens that fill no shard yet; empty for none."""
+
+
+class Identity(Record):
+    """``identity.json`` of a staging folder: what the unfinished conversion is of."""
+
+    settings: dict[str, str | int | float | bool | None]
+    sources: tuple[tuple[str, str, Count, str], ...]
+    """Name, path, bytes and version of each file."""
+
+
+class Failure(Record):
+    """``failed.json`` of a staging folder: the conversion ended with something that the user has to mend."""
+
+    reason: str
+    """What was said."""
 
 
 class SavedFile(Record):

@@ -1,5 +1,6 @@
 """Text to datasets: the same bytes for any workers and after any kill, whole or not there, and readable by Streaming."""
 
+import functools
 import gzip
 import hashlib
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 import zstandard
 
 from rewarm.buckets import s3
@@ -21,10 +23,12 @@ from rewarm.config.errors import UserError
 from rewarm.data import convert as convert_module
 from rewarm.data import pool
 from rewarm.data.convert import convert
+from rewarm.data.job import Job
 from rewarm.data.pool import Workers
 from rewarm.data.staging import Staging
 from rewarm.data.verify import verify_dataset
 from rewarm.formats.card import DatasetCard, read_card
+from rewarm.formats.conversion import Identity
 from tests.buckets.servers import S3Server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -137,7 +141,7 @@ def test_both_encoders_give_the_same_bytes(run, inputs, tmp_path):
 def test_validation_documents_are_chosen_by_their_text_alone(run, inputs, tmp_path):
     run(inputs, tmp_path / 'out', val_fraction=0.1)
     chosen = sum(
-        int.from_bytes(hashlib.sha1(t.encode()).digest()[:8], 'big') / 2**64 < 0.1
+        xxhash.xxh3_64_intdigest(t.encode(), seed=0x72657761726D3032) / 2**64 < 0.1
         for n, seed in ((2000, 1), (400, 2), (400, 3), (3, 4))
         for t in texts(n, seed)
     )
@@ -146,6 +150,7 @@ def test_validation_documents_are_chosen_by_their_text_alone(run, inputs, tmp_pa
     assert train.documents + val.documents == 2804
     assert 'below 0.1' in val.split
     assert 'at or above 0.1' in train.split
+    assert (train.settings['split_rule'], val.settings['split_rule']) == (2, 2)
 
 
 def test_streaming_reads_what_was_written(run, inputs, tmp_path):
@@ -294,7 +299,7 @@ def test_a_link_in_place_of_the_dataset_is_refused_before_any_work(run, inputs, 
     ],
 )
 def test_unfinished_work_that_is_damaged_says_what_to_do(inputs, tmp_path, damage, words):
-    identity = {'settings': {}, 'sources': []}
+    identity = Identity(settings={}, sources=())
     Staging(tmp_path / 'staging', identity, ['']).close()
     damage(tmp_path / 'staging' / 'work')
     with pytest.raises(UserError, match=rf'{words}.*Delete {tmp_path}/staging and start again'):
@@ -306,7 +311,7 @@ def test_unfinished_work_is_written_through_no_link(tmp_path):
     (tmp_path / 'staging').mkdir()
     (tmp_path / 'staging' / 'lock').symlink_to(tmp_path / 'mine')
     with pytest.raises(UserError, match='lock: is a link'):
-        Staging(tmp_path / 'staging', {'settings': {}, 'sources': []}, [''])
+        Staging(tmp_path / 'staging', Identity(settings={}, sources=()), [''])
 
 
 def test_unfinished_work_is_not_mixed_with_other_settings_or_files(run, tmp_path, monkeypatch):
@@ -319,10 +324,113 @@ def test_unfinished_work_is_not_mixed_with_other_settings_or_files(run, tmp_path
         run(inputs, tmp_path / 'out')
 
 
+def test_a_try_that_failed_begins_again_once_its_input_is_mended(run, tmp_path):
+    source, said = tmp_path / 'a.jsonl', []
+    good = [json.dumps({'text': text}) + '\n' for text in texts(300)]
+    source.write_text(''.join([*good[:150], '{"text": 1}\n' * 150]))
+    with pytest.raises(UserError, match='could not be read'):
+        run(source, tmp_path / 'out', say=said.append)
+    source.write_text(''.join(good))
+    run(source, tmp_path / 'out', say=said.append)
+    (line,) = (line for line in said if line.startswith('starting again from the beginning'))
+    assert f'{tmp_path}/out.staging held a try that failed (the source files differ: a.jsonl; ' in line
+    assert 'the try before ended with: 150 of 300 records' in line
+    run(source, tmp_path / 'whole')
+    assert hashes(tmp_path / 'out') == hashes(tmp_path / 'whole')
+    assert not (tmp_path / 'out.staging').exists()
+
+
+def test_a_try_that_failed_takes_other_settings_too_and_the_same_go_on(run, tmp_path):
+    said = []
+    (tmp_path / 'a.jsonl').write_text('{"text": "a few words"}\n{"text": 1}\n')
+    for options, words in (({}, '1 of 2 records'), ({'max_rejects': 1.0}, 'less than one block of 65')):
+        with pytest.raises(UserError, match=words):
+            run(tmp_path / 'a.jsonl', tmp_path / 'out', say=said.append, **options)
+    assert f'all files are read already, what is left is to publish {tmp_path}/out.staging' in said
+    assert not any('file 2 of 1' in line for line in said)
+    run(tmp_path / 'a.jsonl', tmp_path / 'out', max_rejects=1.0, seq_len=2, say=said.append)
+    assert any('seq_len: 64 there, 2 now' in line for line in said)
+
+
+def test_files_without_any_text_are_not_told_to_give_more(run, tmp_path):
+    (tmp_path / 'a.jsonl').write_text('{"text": ""}\n{"text"\n')
+    with pytest.raises(UserError, match=r'no text in these files: 1 records are empty, 1 could not be read'):
+        run(tmp_path / 'a.jsonl', tmp_path / 'out', max_rejects=1.0)
+
+
+def test_a_wrong_key_is_said_before_anything_is_made(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_module, 'read_tokenizer', None)  # which would make an encoder
+    (tmp_path / 'a.jsonl').write_text('{"content": "x", "id": 1}\n' * 2)
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:1: no key 'text'; the record has content, id\. .*--text-key content"
+    ):
+        run(tmp_path, tmp_path / 'out')
+    assert [path.name for path in tmp_path.iterdir()] == ['a.jsonl']
+
+
+def test_one_conversion_reads_the_text_under_several_names(run, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'a.jsonl').write_text(
+        ''.join(json.dumps({'text': text, 'id': 1}) + '\n' for text in texts(50, 1))
+    )
+    pyarrow.parquet.write_table(pa.table({'id': [1] * 50, 'content': texts(50, 2)}), tmp_path / 'in' / 'b.parquet')
+    done = run(tmp_path / 'in', tmp_path / 'out', text_key='text,content')
+    assert (done.cards[''].documents, done.cards[''].rejects) == (100, 0)
+
+
+# --- the split
+
+
+def sorted_corpus(folder, count=20_000, head=1_000, files=8):
+    """The head of a corpus that is sorted by SHA-1, as deduplication leaves them."""
+    corpus = (f'document {i} of a corpus' for i in range(count))
+    documents = sorted(corpus, key=lambda text: hashlib.sha1(text.encode()).digest())[:head]
+    folder.mkdir()
+    for number in range(files):
+        lines = (json.dumps({'text': text}) + '\n' for text in documents[number::files])
+        (folder / f'{number}.jsonl').write_text(''.join(lines))
+    return folder
+
+
+def test_the_head_of_a_corpus_sorted_by_sha1_has_the_share_that_was_asked_for(run, tmp_path):
+    said = []
+    done = run(sorted_corpus(tmp_path / 'in'), tmp_path / 'out', val_fraction=0.02, say=said.append)
+    train, val = (read_card(tmp_path / 'out' / split) for split in ('train', 'val'))
+    assert 5 <= val.documents <= 45  # 20 are expected; the first rule took 400
+    assert val.share_of_documents == pytest.approx(val.documents / 1_000)
+    assert val.share_of_tokens == pytest.approx(val.tokens / (val.tokens + train.tokens), abs=1e-6)
+    assert train.share_of_documents + val.share_of_documents == pytest.approx(1)
+    words = f'val: {100 * val.share_of_documents:.1f} % of documents, {100 * val.share_of_tokens:.1f} % of tokens'
+    assert f'{words} (2.0 % was asked for)' in said
+    assert not any(line.startswith('warning') for line in said)
+    assert done.cards['val'] == val
+
+
+def test_work_of_the_first_rule_is_finished_and_recognized_by_it(run, tmp_path, monkeypatch):
+    source, said = sorted_corpus(tmp_path / 'in'), []
+    with monkeypatch.context() as old:
+        old.setattr(convert_module, 'Job', functools.partial(Job, split_rule=1))
+        run(source, tmp_path / 'before', val_fraction=0.02)
+        interrupted(run, source, tmp_path / 'out', old, val_fraction=0.02)
+    assert 'split_rule' not in read_card(tmp_path / 'before' / 'val').settings
+    again = run(source, tmp_path / 'before', val_fraction=0.02)
+    assert again.already_done
+    run(source, tmp_path / 'out', val_fraction=0.02, say=said.append)
+    assert any(line.startswith('going on at file ') for line in said)
+    assert hashes(tmp_path / 'out') == hashes(tmp_path / 'before')
+    assert read_card(tmp_path / 'out' / 'val').documents > 300
+    (warning,) = (line for line in said if line.startswith('warning'))
+    assert 'was asked for, which is no chance' in warning
+    assert 'SHA-1' in warning
+
+
 def test_two_conversions_do_not_share_a_place(run, inputs, tmp_path, tokenizer_path):
     from rewarm.data.staging import Staging
 
-    holder = Staging(tmp_path / 'out.staging', {'settings': {}, 'sources': []}, [''])
+    holder = Staging(tmp_path / 'out.staging', Identity(settings={}, sources=()), [''])
     with pytest.raises(UserError, match='another conversion is at work'):
         run(inputs, tmp_path / 'out')
     holder.close()
@@ -366,7 +474,7 @@ def test_text_below_one_block_is_refused(run, tmp_path):
         ({'val_fraction': 1.0}, '--val-fraction'),
         ({'max_rejects': 2.0}, '--max-rejects'),
         ({'workers': 0}, '--workers'),
-        ({'text_key': 'body'}, 'could not be read'),
+        ({'text_key': 'body'}, "no key 'body'; the record has text"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run, inputs, tmp_path, kwargs, message):

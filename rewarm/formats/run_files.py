@@ -7,11 +7,24 @@ from pydantic import Field
 from rewarm.formats.records import LARGEST_NUMBER, Count, Text
 from rewarm.formats.strict_json import Record
 
-__all__ = ['Environment', 'Model', 'PlanFile', 'PlannedStage', 'PlannedStream', 'RunFile', 'RunStage', 'Schedule']
+__all__ = [
+    'Environment',
+    'Evaluations',
+    'Model',
+    'PlanFile',
+    'PlannedStage',
+    'PlannedStream',
+    'RunFile',
+    'RunSet',
+    'RunStage',
+    'RunStream',
+    'Schedule',
+    'Training',
+]
 
 Rate = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
-
-
+Place = Annotated[str, Field(strict=True, max_length=4096)] | None
+"""A folder or a URL."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
@@ -78,21 +91,54 @@ class Model(Record):
     vocab_size: Count | None = None
 
 
+class RunStream(Record):
+    """A stream of a stage in a run file."""
+
+    name: Text
+    remote: Place = None
+    local: Place = None
+
+
+class Training(Record):
+    """What a stage of a run file trains on."""
+
+    streams: list[RunStream] = Field(default_factory=list[RunStream])
+
+
 class RunStage(Record):
     """A stage of a run file."""
 
     name: Text
+    train: Training = Training()
     schedule: Schedule | None = None
     optimizer_state: Text | None = None
+
+
+class RunSet(Record):
+    """An evaluation set of a run file."""
+
+    name: Text
+    remote: Place = None
+    local: Place = None
+    role: Text | None = None
+    of: list[Text] | None = None
+    """The streams that it belongs to, where they are named."""
+
+
+class Evaluations(Record):
+    """The evaluation sets of a run file."""
+
+    sets: list[RunSet] = Field(default_factory=list[RunSet])
 
 
 class RunFile(Record):
     """``config.yaml``."""
 
     run_name: Text | None = None
-    run_folder: Text | None = None
+    run_folder: Place = None
     tokenizer: Text | None = None
     seed: Seed | None = None
     max_seq_len: Count | None = None
     model: Model | None = None
     stages: list[RunStage] = Field(default_factory=list[RunStage])
+    eval: Evaluations = Evaluations()

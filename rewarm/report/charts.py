@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from rewarm.report.forgetting import Arm, Curve, by_set, pareto_front
+from rewarm.report.arms import Arm, pareto_front
+from rewarm.report.forgetting import Curve, by_set
 from rewarm.report.interruptions import interruptions
 from rewarm.report.plots import Figure, escape_label, finite_span, panels, scatter, set_range
 from rewarm.report.run_folder import Batch, Run
+from rewarm.report.stories import find_stories, set_label
 from rewarm.report.summary import role_of
 
 __all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
@@ -20,7 +22,6 @@ MAX_MARKS = 80
 """Evaluations are marked one by one up to here."""
 MAX_LINES = 12
 """Up to here every interruption gets a line through the chart; beyond, only its mark."""
-SET_STYLES = {'upstream': ('--old', 'solid'), 'downstream': ('--new', 'solid')}
 SET_DASHES = ('solid', 'dash', 'dot', 'dashdot')
 ARM_DASHES = {'rewarm': 'solid', 'constant': 'dash', 'scratch': 'dot', 'replay': 'dashdot', 'same-data': 'longdash'}
 ARM_MARKS = {
@@ -42,21 +43,22 @@ def validation_figure(run: Run) -> Figure:
         run (Run): The run; stages and interruptions are marked.
     """
     traces = []
-    lines = by_set(run.evaluations)
-    keys = [*lines]
-    for index, (role, name) in enumerate(keys):
-        points = {line.tokens: line for line in lines[role, name]}
-        same_role = [key for key in keys[:index] if key[0] == role]
+    lines, stories = by_set(run), find_stories(run)
+    kinds = {name: stories.told(name, mine[-1].stage).kind for name, mine in lines.items()}
+    for index, (name, mine) in enumerate(lines.items()):
+        points = {line.tokens: line for line in mine}
+        old = kinds[name] == 'old'
+        before = [each for each in [*lines][:index] if (kinds[each] == 'old') == old]
         traces.append(
             {
                 **scatter([*points], [points[tokens].loss for tokens in points]),
-                'name': f'{escape_label(name)} ({"old" if role == "upstream" else "new"})',
+                'name': escape_label(set_label(name, stories.told(name, mine[-1].stage).words)),
                 'mode': 'lines+markers' if len(points) <= MAX_MARKS else 'lines',
-                'line': {'color': _set_colour(role), 'width': 2, 'dash': SET_DASHES[len(same_role) % 4]},
+                'line': {'color': '--old' if old else '--new', 'width': 2, 'dash': SET_DASHES[len(before) % 4]},
                 'marker': {
                     'size': 4,
-                    'color': _set_colour(role),
-                    'symbol': 'circle' if role == 'upstream' else 'square',
+                    'color': '--old' if old else '--new',
+                    'symbol': 'circle' if old else 'square',
                 },
                 'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
             },
@@ -219,10 +221,6 @@ def _buckets(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
     count = min(MAX_POINTS, len(batches))
     edges = [index * len(batches) // count for index in range(count + 1)] if count else []
     return [batches[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def _set_colour(role: str) -> str:
-    return '--old' if role == 'upstream' else '--new'
 
 
 def _arm_style(arm: Arm, index: int) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.config.errors import UserError
-from rewarm.report.forgetting import Arm, last_stage_arm
+from rewarm.report.arms import Arm, last_stage_arm
 from rewarm.report.run_folder import read_runs
 from rewarm.report.summary import ROLES, role_of
 

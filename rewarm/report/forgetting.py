@@ -1,7 +1,8 @@
-"""Forgetting, recovery and adaptation: what a stage did to the loss on old and on new data.
+"""Forgetting, recovery and adaptation: what a run did to the loss on old and on new data.
 
 Pure arithmetic over validation curves. A curve is a list of (tokens since the stage began, loss in nats per token),
-one point an evaluation, so every position below is only as fine as the evaluation interval.
+one point an evaluation, so every position below is only as fine as the evaluation interval. What is old in a stage
+follows from the stages: ``docs/forgetting.md`` has the words and an example.
 
 Source of the terms: Gupta et al. 2023, sections 3 and 4, https://arxiv.org/abs/2308.04014.
 """
@@ -9,20 +10,23 @@ Source of the terms: Gupta et al. 2023, sections 3 and 4, https://arxiv.org/abs/
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewarm.config.old_and_new import Told
 from rewarm.report.run_folder import Evaluation, Run, Stage
+from rewarm.report.stories import Stories, find_stories
 
 __all__ = [
-    'Arm',
+    'Change',
+    'Curve',
     'Outcome',
+    'SetChanges',
     'SetOutcome',
     'by_set',
-    'first_lead',
-    'last_stage_arm',
     'outcome',
-    'pareto_front',
+    'set_changes',
+    'set_curve',
     'set_outcomes',
 ]
 
@@ -76,34 +80,84 @@ class SetOutcome:
 
     stage: Stage
     set: str
-    role: str
+    told: Told
+    """What the set is in the stage."""
     outcome: Outcome
     first: Evaluation
     last: Evaluation
 
+    @property
+    def old(self) -> bool:
+        """Whether the set was old when the stage began: its change is forgetting, else adaptation."""
+        return self.told.kind == 'old'
+
 
 @dataclass(frozen=True)
-class Arm:
-    """A run seen through its last stage, as one arm of a comparison.
+class Change:
+    """What became of a set's loss from one position to another, in nats per token."""
 
-    Curves are means over the sets of a role, at the positions where all of them were evaluated.
-    """
-
-    run: Run
-    stage: Stage
-    old_sets: tuple[str, ...]
-    new_sets: tuple[str, ...]
-    old_curve: tuple[tuple[int, float], ...]
-    new_curve: tuple[tuple[int, float], ...]
-    old: Outcome | None
-    """On upstream sets; ``None`` if there are none."""
-    new: Outcome | None
-    """On downstream sets; ``None`` if there are none."""
+    before: float
+    after: float
+    old: bool
+    """Whether the set's data had been learned before: then a higher loss is forgetting."""
+    stage: str
+    """The stage at whose start (of *since trained*: at whose end) the change begins."""
 
     @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.run.name
+    def difference(self) -> float:
+        """After minus before: positive if the loss is worse."""
+        return self.after - self.before
+
+    @property
+    def forgetting(self) -> float | None:
+        """How much worse on old data; ``None`` if the data was not old."""
+        return self.difference if self.old else None
+
+    @property
+    def adaptation(self) -> float | None:
+        """How much better on data that was not old; ``None`` if it was."""
+        return None if self.old else -self.difference
+
+    @property
+    def word(self) -> str:
+        """``forgetting`` or ``adaptation``."""
+        return 'forgetting' if self.old else 'adaptation'
+
+    def __str__(self) -> str:
+        """The same in words: ``forgetting +0.362``."""
+        return f'{self.word} {self.difference if self.old else -self.difference:+.3f}'
+
+
+@dataclass(frozen=True)
+class SetChanges:
+    """What a run did to one evaluation set, told three ways."""
+
+    set: str
+    belongs_to: tuple[str, ...]
+    """Names of the streams whose data it is, in this run."""
+    stage: str
+    """The stage of its newest evaluation."""
+    loss: float
+    """The newest, in nats per token."""
+    told: dict[str, Told]
+    """What the set is in each stage, by name, also in those to come."""
+    last_stage: Change | None
+    """Over the run's last stage."""
+    since_trained: Change | None
+    """Since the end of the last stage that trained its data for its own sake."""
+    since_began: Change | None
+    """Since the run began."""
+    reasons: dict[str, str]
+    """Why a change above is ``None``, by its name."""
+
+    @property
+    def kind(self) -> str:
+        """``old``, ``new`` or ``unseen``, in the stage of the newest evaluation."""
+        return self.told[self.stage].kind if self.stage in self.told else 'unseen'
+
+    def old_in(self, stage: str) -> bool:
+        """Whether its data had been learned before a stage."""
+        return stage in self.told and self.told[stage].kind == 'old'
 
 
 def outcome(curve: Curve, *, stage_tokens: int, untrained: bool = False) -> Outcome:
@@ -150,97 +204,117 @@ def _recovery(curve: Curve, before: float | None) -> int | None:
     return position
 
 
-def by_set(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], list[Evaluation]]:
-    """Evaluations by role and name of their set, old sets first."""
-    found: dict[tuple[str, str], list[Evaluation]] = {}
-    for line in evaluations:
-        found.setdefault((line.role, line.set), []).append(line)
-    return dict(sorted(found.items(), key=lambda item: (item[0][0] != 'upstream', *item[0])))
+def by_set(run: Run) -> dict[str, list[Evaluation]]:
+    """Evaluations by name of their set, oldest first; what the run has learned first of all comes first."""
+    stories = find_stories(run)
+    found: dict[str, list[Evaluation]] = {}
+    for line in run.evaluations:
+        found.setdefault(line.set, []).append(line)
+    return dict(sorted(found.items(), key=lambda item: (_learned_at(stories, item[0]), item[0])))
+
+
+def _learned_at(stories: Stories, name: str) -> int:
+    """The number of the first stage in which a set is old; one more than there are if it is in none."""
+    story = stories.sets.get(name)
+    kinds = [told.kind for told in story.stages] if story else []
+    return kinds.index('old') if 'old' in kinds else len(stories.stages)
+
+
+def set_curve(run: Run, stage: Stage, name: str) -> list[tuple[int, float]]:
+    """A set's losses in a stage. Where its start was not evaluated, the end of the stage before has the same weights."""
+    curve = [(line.stage_tokens, line.loss) for line in run.stage_evaluations(stage.name) if line.set == name]
+    if curve and curve[0][0] > 0:
+        same = [line.loss for line in run.evaluations if (line.set, line.tokens) == (name, stage.start_tokens)]
+        curve[:0] = [(0, loss) for loss in same[:1]]
+    return curve
 
 
 def set_outcomes(run: Run) -> list[SetOutcome]:
     """The outcome of every stage and evaluation set of a run, old sets first within a stage."""
+    stories = find_stories(run)
+    names = [*by_set(run)]
     results = []
     for stage in run.stages:
-        evaluations = run.stage_evaluations(stage.name)
-        for (role, name), mine in by_set(evaluations).items():
-            measured = outcome(
-                [(line.stage_tokens, line.loss) for line in mine],
-                stage_tokens=stage.planned_tokens,
-                untrained=_untrained(run, stage),
-            )
-            results.append(SetOutcome(stage, name, role, measured, first=mine[0], last=mine[-1]))
+        untrained = stage.index == 0 and run.from_scratch
+        found = []
+        for name in names:
+            mine = [line for line in run.stage_evaluations(stage.name) if line.set == name]
+            if mine:
+                curve = set_curve(run, stage, name)
+                measured = outcome(curve, stage_tokens=stage.planned_tokens, untrained=untrained)
+                found.append(SetOutcome(stage, name, stories.told(name, stage.name), measured, mine[0], mine[-1]))
+        results += sorted(found, key=lambda entry: ('old', 'new', 'unseen').index(entry.told.kind))
     return results
 
 
-def last_stage_arm(run: Run) -> Arm | None:
-    """The run's last evaluated stage as an arm of a comparison; ``None`` if nothing was evaluated yet."""
-    stages = [stage for stage in run.stages if run.stage_evaluations(stage.name)]
-    if not stages:
-        return None
-    stage = stages[-1]
-    old_sets, old_curve = _role_curve(run, stage, 'upstream')
-    new_sets, new_curve = _role_curve(run, stage, 'downstream')
-    untrained = _untrained(run, stage)
-
-    def measure(curve: Curve) -> Outcome | None:
-        return outcome(curve, stage_tokens=stage.planned_tokens, untrained=untrained) if curve else None
-
-    return Arm(run, stage, old_sets, new_sets, old_curve, new_curve, measure(old_curve), measure(new_curve))
-
-
-def first_lead(leader: Curve, other: Curve) -> int | None:
-    """The position from which ``leader`` stays below ``other`` to the end.
+def set_changes(run: Run) -> list[SetChanges]:
+    """What the run did to each evaluation set: in its last stage, since the set's data was last trained, since it began.
 
     Args:
-        leader (Curve): The curve that may end below.
-        other (Curve): The curve it is compared with, at the positions that both have.
+        run (Run): The run; nothing is guessed where an evaluation is missing.
 
     Returns:
-        int | None: Tokens of the stage; ``None`` if it does not end below, or no position is common.
+        list[SetChanges]: One a set, first what was old first.
     """
-    below = dict(other)
-    position = None
-    for tokens, loss in leader:
-        if tokens not in below:
-            continue
-        if loss < below[tokens]:
-            position = tokens if position is None else position
-        else:
-            position = None
-    return position
+    stories = find_stories(run)
+    last = next((stage for stage in reversed(run.stages) if run.stage_evaluations(stage.name)), None)
+    return [_changes(run, stories, name, lines, last) for name, lines in by_set(run).items() if last is not None]
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats on both losses, sorted by the first loss.
+class _Losses:
+    """The losses of one set by tokens of the run, and the changes from them to the newest."""
 
-    Args:
-        points (Sequence[tuple[float, float]]): (loss on old data, loss on new data); lower is better.
-    """
-    order = sorted(
-        (index for index, point in enumerate(points) if all(map(math.isfinite, point))),
-        key=lambda index: points[index],
+    def __init__(self, lines: Sequence[Evaluation]) -> None:
+        self.at = {line.tokens: line.loss for line in lines}
+        self.newest = lines[-1]
+        self.reasons: dict[str, str] = {}
+
+    def since(self, what: str, tokens: int, stage: str, where: str, *, old: bool) -> Change | None:
+        """The change since a position, if it was evaluated there."""
+        if tokens in self.at:
+            return Change(self.at[tokens], self.newest.loss, old, stage)
+        self.reasons[what] = f'not evaluated {where}'
+        return None
+
+
+def _changes(run: Run, stories: Stories, name: str, lines: Sequence[Evaluation], last: Stage) -> SetChanges:
+    losses = _Losses(lines)
+    told = {stage: stories.told(name, stage) for stage in (*stories.stages, *(each.name for each in run.stages))}
+    first, change = run.stages[0], None
+    if losses.newest.stage == last.name:
+        where = f'at the start of {last.name}'
+        old = told[last.name].kind == 'old'
+        change = losses.since('last_stage', last.start_tokens, last.name, where, old=old)
+    else:
+        losses.reasons['last_stage'] = f'not evaluated in {last.name}'
+    old = told[first.name].kind == 'old'
+    began = losses.since('since_began', first.start_tokens, first.name, 'when the run began', old=old)
+    return SetChanges(
+        set=name,
+        belongs_to=stories.sets[name].belongs_to if name in stories.sets else (),
+        stage=losses.newest.stage,
+        loss=losses.newest.loss,
+        told=told,
+        last_stage=change,
+        since_trained=_since_trained(run, told, losses, began),
+        since_began=began,
+        reasons=losses.reasons,
     )
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][1] < points[front[-1]][1]:
-            front.append(index)
-    return front
 
 
-def _untrained(run: Run, stage: Stage) -> bool:
-    return stage.index == 0 and run.from_scratch
-
-
-def _role_curve(run: Run, stage: Stage, role: str) -> tuple[tuple[str, ...], tuple[tuple[int, float], ...]]:
-    by_position: dict[int, dict[str, float]] = {}
-    for line in run.stage_evaluations(stage.name):
-        if line.role == role:
-            by_position.setdefault(line.stage_tokens, {})[line.set] = line.loss
-    sets = tuple(sorted({name for losses in by_position.values() for name in losses}))
-    curve = tuple(
-        (tokens, sum(losses.values()) / len(sets))
-        for tokens, losses in sorted(by_position.items())
-        if len(losses) == len(sets)
-    )
-    return sets, curve
+def _since_trained(run: Run, told: dict[str, Told], losses: _Losses, began: Change | None) -> Change | None:
+    """From the end of the last stage that trained the set's data for its own sake; of the starting weights' data, from there."""
+    position = losses.newest.tokens
+    done = [stage for stage in run.stages if stage.start_tokens < position] or [run.stages[0]]
+    trained = [stage for stage in done if told[stage.name].trained == 'main']
+    if trained and trained[-1] is done[-1]:
+        losses.reasons['since_trained'] = f'{trained[-1].name} trains it'
+        return None
+    if trained:
+        name, end = trained[-1].name, run.stages[trained[-1].index + 1].start_tokens
+        return losses.since('since_trained', end, name, f'at the end of {name}', old=True)
+    if told[run.stages[0].name].kind != 'old':
+        losses.reasons['since_trained'] = 'it was not trained yet'
+    elif began is None:
+        losses.reasons['since_trained'] = losses.reasons['since_began']
+    return began if told[run.stages[0].name].kind == 'old' else None

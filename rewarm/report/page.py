@@ -10,8 +10,9 @@ from pathlib import Path
 from string import Template
 
 from rewarm.report import charts, tables
+from rewarm.report.arms import Arm, last_stage_arm
 from rewarm.report.facts import facts
-from rewarm.report.forgetting import Arm, last_stage_arm, set_outcomes
+from rewarm.report.forgetting import set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, read_runs
 from rewarm.report.summary import TIE, find_arms, findings, role_of
@@ -163,6 +164,7 @@ class _Page:
             parts.append(f'<{level}>Forgetting, recovery and adaptation</{level}>')
             parts.append('' if several else _terms())
             parts.append(self._table(tables.stage_outcomes_table, run))
+            parts.append(self._table(tables.changes_table, run) if len(run.stages) > 1 else '')
         else:
             parts.append('<p>Nothing was evaluated yet.</p>')
         if run.batches:

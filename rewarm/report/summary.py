@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewarm.report.forgetting import Arm, first_lead, last_stage_arm
+from rewarm.report.arms import Arm, first_lead, last_stage_arm
 from rewarm.report.run_folder import Run, read_runs
 
 __all__ = ['ROLES', 'TIE', 'Finding', 'find_arms', 'findings', 'role_of', 'summary']

@@ -6,14 +6,17 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from rewarm.report.forgetting import Arm, SetOutcome, set_outcomes
+from rewarm.report.arms import Arm
+from rewarm.report.forgetting import Change, SetChanges, SetOutcome, set_changes, set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, Stage
+from rewarm.report.stories import set_label
 from rewarm.report.timeline import KINDS, find_timeline
 from rewarm.terminal import printable
 
 __all__ = [
     'arms_table',
+    'changes_table',
     'duration_text',
     'escape',
     'interruptions_table',
@@ -48,6 +51,17 @@ def stage_outcomes_table(run: Run, number: int) -> str:
         'end of the stage. A stage that began with untrained weights has nothing to forget.'
     )
     return _table(number, caption, head, groups)
+
+
+def changes_table(run: Run, number: int) -> str:
+    """What the run did to each evaluation set, told three ways."""
+    rows = [_changes_row(each) for each in set_changes(run)]
+    head = ('Validation set', 'Loss now', 'In the last stage', 'Since last trained', 'Since the run began')
+    caption = (
+        'The same losses over longer spans, in nats per token. A plus sign is a worse loss: on old data, forgetting. Since '
+        'last trained counts from the end of the last stage that trained the set’s data for its own sake, not as replay.'
+    )
+    return _table(number, caption, head, [('', rows)], text_columns=(0,))
 
 
 def arms_table(arms: Sequence[Arm], number: int) -> str:
@@ -157,10 +171,10 @@ def duration_text(seconds: float) -> str:
 
 
 def _outcome_row(entry: SetOutcome) -> Row:
-    measured, old = entry.outcome, entry.role == 'upstream'
+    measured, old = entry.outcome, entry.old
     rose = measured.rise is not None and measured.rise > 0
     return (
-        f'{entry.set} ({"old" if old else "new"})',
+        set_label(entry.set, entry.told.words),
         _loss(measured.before),
         _loss(measured.peak if rose else None),
         _signed(measured.rise if rose else None),
@@ -171,6 +185,20 @@ def _outcome_row(entry: SetOutcome) -> Row:
         '' if old else _signed(measured.adaptation),
         _plain(entry.last.perplexity, ',.2f'),
         _plain(entry.last.bits_per_byte, '.3f'),
+    )
+
+
+def _changes_row(each: SetChanges) -> Row:
+    def cell(what: str, change: Change | None) -> str:
+        return each.reasons.get(what, DASH) if change is None else _signed(change.difference)
+
+    told = each.told[each.stage].words
+    return (
+        set_label(each.set, told),
+        _loss(each.loss),
+        cell('last_stage', each.last_stage),
+        cell('since_trained', each.since_trained),
+        cell('since_began', each.since_began),
     )
 
 

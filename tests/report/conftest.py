@@ -18,6 +18,8 @@ TOKENS_PER_BATCH = 1024
 OLD_BATCHES = 1000
 NEW_BATCHES = 780
 EVERY = 40
+UPSTREAM = 'runs/demo-rewarm'
+"""The run whose first stage the others began from."""
 BEGAN = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
 
 # role: (peak rate, rise of the old loss, its end minus its start, new loss at the end)
@@ -79,9 +81,10 @@ def write_run(folder: Path, role: str = 'rewarm', *, name: str | None = None, st
     _write_lines(folder / 'events.jsonl', _events(role, metrics))
     (folder / 'plan.json').write_text(json.dumps({'tokens_per_batch': TOKENS_PER_BATCH, 'stages': plan}))
     (folder / 'environment.json').write_text(json.dumps(ENVIRONMENT))
+    start = 'scratch' if role in ('rewarm', 'scratch') else f'checkpoint:{UPSTREAM}/checkpoints/ba{OLD_BATCHES:08d}'
     (folder / 'config.yaml').write_text(
-        f'run_name: {name or "demo-" + role}\nseed: 17\ntokenizer: demo/tokenizer.json\n'
-        f'model: {{name: custom, init_from: {"scratch" if role in ("rewarm", "scratch") else "checkpoint:x"}}}\n',
+        f'run_name: {name or "demo-" + role}\nrun_folder: {UPSTREAM if role == "rewarm" else folder}\n'
+        f'seed: 17\ntokenizer: demo/tokenizer.json\nmodel: {{name: custom, init_from: {start}}}\n',
     )
     return folder
 

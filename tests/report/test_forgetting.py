@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 
-from rewarm.report.forgetting import first_lead, last_stage_arm, outcome, pareto_front, set_outcomes
+from rewarm.report.forgetting import outcome, set_changes, set_outcomes
 from rewarm.report.run_folder import read_run
-from rewarm.report.summary import find_arms, findings, role_of, summary
+from tests.report.stages import write_stages
 
 
 def test_every_measure_of_a_hand_made_curve():
@@ -67,19 +66,6 @@ def test_an_empty_curve_is_refused():
         outcome([], stage_tokens=1)
 
 
-def test_first_lead_is_where_it_stays_below():
-    ours = [(0, 5.0), (10, 3.9), (20, 4.0), (30, 3.5), (40, 3.0), (45, 9.9)]
-    theirs = [(0, 5.0), (10, 4.0), (20, 3.8), (30, 3.6), (40, 3.5)]
-    assert first_lead(ours, theirs) == 30
-    assert first_lead(theirs, ours) is None
-
-
-def test_pareto_front_keeps_what_nothing_beats_on_both():
-    points = [(4.6, 4.13), (4.25, 4.40), (5.17, 4.31), (3.75, 4.18), (math.nan, 1.0)]
-    assert pareto_front(points) == [3, 0]
-    assert pareto_front([]) == []
-
-
 def test_outcomes_of_a_run_with_two_stages(make_run):
     results = set_outcomes(read_run(make_run('rewarm')))
     assert [(r.stage.name, r.set) for r in results] == [
@@ -88,95 +74,148 @@ def test_outcomes_of_a_run_with_two_stages(make_run):
         ('prose', 'code'),
         ('prose', 'prose'),
     ]
-    upstream, _, old, new = results
-    assert upstream.outcome.forgetting is None  # it began untrained
+    upstream, unseen, old, new = results
+    assert [each.told.words for each in results] == ['new', 'not trained yet', 'old', 'new']
+    assert unseen.outcome.forgetting is None  # it began untrained
     assert old.outcome.before == pytest.approx(upstream.outcome.end, abs=0.02)
     assert old.outcome.forgetting == pytest.approx(0.95, abs=0.01)
     assert new.outcome.adaptation == pytest.approx(5.83 - 4.126, abs=0.01)
 
 
-def test_an_arm_is_the_mean_over_the_sets_of_a_role(make_run):
-    folder = make_run('constant')
-    lines = [json.loads(line) for line in (folder / 'evals.jsonl').read_text().splitlines()]
-    second = [{**line, 'set': 'other', 'loss': line['loss'] + 1} for line in lines if line['role'] == 'upstream']
-    second = second[:-1]  # not evaluated at the last position: the mean ends one earlier
-    (folder / 'evals.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines + second))
-    arm = last_stage_arm(read_run(folder))
-    assert arm is not None
-    assert arm.old is not None
-    assert arm.old_sets == ('code', 'other')
-    assert arm.old.before == pytest.approx(lines[0]['loss'] + 0.5)
-    assert arm.old_curve[-1][0] == second[-1]['stage_tokens']
+def changes(folder):
+    return {each.set: each for each in set_changes(read_run(folder))}
 
 
-@pytest.mark.parametrize(
-    ('name', 'role'),
-    [
-        ('rewarm', 'rewarm'),
-        ('demo-constant', 'constant'),
-        ('pythia-410m-same-data', 'same-data'),
-        ('demo_same_data', 'same-data'),
-        ('a-b-Replay', 'replay'),
-        ('upstream', None),
-        ('rewarm-2x', None),
-        ('norewarm', None),
-    ],
-)
-def test_role_of_a_run_name(name, role):
-    assert role_of(name) == role
+def differences(each):
+    """What became worse (+) or better (-): in the last stage, since it was trained, since the run began."""
+    return [
+        None if change is None else (change.word, round(change.difference, 3))
+        for change in (each.last_stage, each.since_trained, each.since_began)
+    ]
 
 
-def verdicts(folders):
-    return {f.claim: (f.verdict, f.detail) for f in findings(find_arms([read_run(folder) for folder in folders]))}
+def test_the_middle_stage_is_forgotten_in_the_third(tmp_path):
+    # law: 5.000 -> 3.162 in its own stage, then 3.524: +0.362 forgotten. pile: 2.200 -> 2.500 -> 2.450.
+    found = changes(
+        write_stages(
+            tmp_path / 'run',
+            {'law': ['law'], 'june': ['june']},
+            {
+                'pile': {'law': (2.2, 2.6, 2.5), 'june': (2.5, 2.7, 2.45)},
+                'law': {'law': (5.0, 4.0, 3.162), 'june': (3.162, 3.6, 3.524)},
+                'june': {'law': (4.1, 4.1, 4.0), 'june': (4.0, 3.5, 3.3)},
+            },
+        ),
+    )
+    assert [*found] == ['pile', 'law', 'june']
+    assert differences(found['law']) == [('forgetting', 0.362), ('forgetting', 0.362), ('adaptation', -1.476)]
+    assert differences(found['pile']) == [('forgetting', -0.05), ('forgetting', 0.25), ('forgetting', 0.25)]
+    assert differences(found['june']) == [('adaptation', -0.7), None, ('adaptation', -0.8)]
+    assert found['june'].reasons == {'since_trained': 'june trains it'}
+    assert [found['law'].old_in(stage) for stage in ('law', 'june')] == [False, True]
+    assert found['law'].belongs_to == ('law',)
+    assert str(found['law'].last_stage) == 'forgetting +0.362'
+    assert str(found['june'].last_stage) == 'adaptation +0.700'
 
 
-def test_findings_are_read_off_the_runs(make_run):
-    found = verdicts([make_run(role) for role in ('rewarm', 'constant', 'scratch', 'replay', 'same-data')])
-    assert found['re-warmed ends below constant on new data'] == ('seen', '-0.27')
-    assert found['re-warmed ends below scratch on new data'] == ('seen', '-0.18')
-    assert found['re-warmed forgets more than constant'] == ('seen', '+0.34')
-    assert found['replay reduces forgetting'] == ('seen', '+0.95 to +0.10, at +0.05 on new data')
-    assert found['re-warming raises the loss on the same data'][0] == 'seen'
-    assert found['constant is better on new data at first, then passed'][0] == 'seen'
+def test_an_anneal_does_not_hide_what_was_lost_before_it(tmp_path):
+    # 5.20 -> 7.36 while law was learned, then an anneal on law: 7.32. -0.04 of the last stage, +2.12 of the run.
+    found = changes(
+        write_stages(
+            tmp_path / 'run',
+            {'law': ['law'], 'anneal': ['law']},
+            {
+                'pile': {'law': (5.2, 7.0, 7.36), 'anneal': (7.36, 7.34, 7.32)},
+                'law': {'law': (5.0, 3.5, 3.2), 'anneal': (3.2, 3.15, 3.1)},
+            },
+        ),
+    )
+    assert differences(found['pile']) == [('forgetting', -0.04), ('forgetting', 2.12), ('forgetting', 2.12)]
+    assert differences(found['law']) == [('forgetting', -0.1), None, ('adaptation', -1.9)]
+    assert found['law'].told['anneal'].words == 'old, trained again'
 
 
-def test_findings_turn_around_when_the_runs_do(make_run):
-    # The same claims on runs whose names are swapped.
-    folders = [make_run('constant', name='x-rewarm'), make_run('rewarm', name='x-constant')]
-    found = verdicts(folders)
-    assert found['re-warmed ends below constant on new data'] == ('not seen', '+0.27')
-    assert found['re-warmed forgets more than constant'] == ('not seen', '-0.34')
-    assert found['re-warmed ends below scratch on new data'] == ('not measured', 'no scratch run')
-    assert found['replay reduces forgetting'] == ('not measured', 'no replay run')
-    assert found['re-warming raises the loss on the same data'] == ('not measured', 'no same-data run')
+def test_four_stages_from_scratch_with_replay_and_a_stage_of_old_data_alone(tmp_path):
+    # code 8.0 -> 3.0; prose: code 3.0 -> 4.0; law with replayed prose: code 4.0 -> 4.5, prose 3.5 -> 3.6;
+    # code again: code 4.5 -> 3.2, prose 3.6 -> 3.9, law 3.3 -> 3.8.
+    found = changes(
+        write_stages(
+            tmp_path / 'run',
+            {'code': ['code'], 'prose': ['prose'], 'law': {'law': '3/4', 'prose': '1/4'}, 'again': ['code']},
+            {
+                'code': {
+                    'code': (8.0, 5.0, 3.0),
+                    'prose': (3.0, 4.1, 4.0),
+                    'law': (4.0, 4.6, 4.5),
+                    'again': (4.5, 4, 3.2),
+                },
+                'prose': {
+                    'code': (8.0, 7, 6.0),
+                    'prose': (6.0, 4, 3.5),
+                    'law': (3.5, 3.7, 3.6),
+                    'again': (3.6, 3.8, 3.9),
+                },
+                'law': {'code': (8.0, 7, 6.5), 'prose': (6.5, 6, 5.5), 'law': (5.5, 4, 3.3), 'again': (3.3, 3.7, 3.8)},
+            },
+            upstream=('code',),
+            init_from='scratch',
+        ),
+    )
+    assert {name: [each.told[stage].words for stage in each.told] for name, each in found.items()} == {
+        'code': ['new', 'old', 'old', 'old, trained again'],
+        'prose': ['not trained yet', 'new', 'old, replayed', 'old'],
+        'law': ['not trained yet', 'not trained yet', 'new', 'old'],
+    }
+    assert differences(found['code']) == [('forgetting', -1.3), None, ('adaptation', -4.8)]
+    # Replay is no training of prose for its own sake: it counts from the end of the second stage, 3.5.
+    assert differences(found['prose']) == [('forgetting', 0.3), ('forgetting', 0.4), ('adaptation', -4.1)]
+    assert differences(found['law']) == [('forgetting', 0.5), ('forgetting', 0.5), ('adaptation', -4.2)]
 
 
-def test_equal_runs_are_too_close_to_tell(make_run):
-    found = verdicts([make_run('rewarm', name='a-rewarm'), make_run('rewarm', name='a-constant')])
-    assert found['re-warmed ends below constant on new data'][0] == 'too close to tell'
+def test_what_was_not_evaluated_is_not_guessed(tmp_path):
+    # news was added in the third stage; law was not evaluated at the end of the first, pile not at the third's start.
+    found = changes(
+        write_stages(
+            tmp_path / 'run',
+            {'law': ['law'], 'june': ['june'], 'july': ['july']},
+            {
+                'pile': {'law': (2.2, 2.6, 2.5), 'june': (2.5, 2.7, 2.6), 'july': (None, 2.8, 2.9)},
+                'law': {'law': (5.0, 4.0, None), 'june': (None, 3.6, None), 'july': (None, 3.7, 3.8)},
+                'news': {'july': (None, 4.4, 4.3)},
+            },
+        ),
+    )
+    # The end of june has the weights of july's start: 2.6 -> 2.9.
+    assert differences(found['pile']) == [('forgetting', 0.3), ('forgetting', 0.7), ('forgetting', 0.7)]
+    assert differences(found['law']) == [None, None, ('adaptation', -1.2)]
+    assert found['law'].reasons == {
+        'last_stage': 'not evaluated at the start of july',
+        'since_trained': 'not evaluated at the end of law',
+    }
+    assert differences(found['news']) == [None, None, None]
 
 
-def test_other_evaluation_sets_are_not_compared(make_run):
-    other = make_run('constant')
-    text = (other / 'evals.jsonl').read_text()
-    (other / 'evals.jsonl').write_text(text.replace('"set": "prose"', '"set": "news"'))
-    found = verdicts([make_run('rewarm'), other])
-    assert found['re-warmed ends below constant on new data'] == ('not measured', 'no new set in common')
-    assert found['re-warmed forgets more than constant'][0] == 'seen'
+def test_a_set_that_is_evaluated_no_more_keeps_its_last_loss(tmp_path):
+    found = changes(
+        write_stages(
+            tmp_path / 'run',
+            {'law': ['law'], 'june': ['june']},
+            {'pile': {'law': (2.2, 2.6, 2.5)}, 'law': {'law': (5.0, 4.0, 3.0), 'june': (3.0, 3.1, 3.2)}},
+        ),
+    )
+    assert (found['pile'].loss, found['pile'].stage) == (2.5, 'law')
+    assert found['pile'].reasons == {'last_stage': 'not evaluated in june'}
+    assert differences(found['pile'])[2] == ('forgetting', 0.3)
 
 
-def test_summary_has_a_line_an_arm_and_a_line_a_finding(make_run):
-    lines = summary([make_run(role) for role in ('same-data', 'scratch', 'rewarm', 'replay', 'constant')])
-    assert [line.split()[0] for line in lines[1:6]] == ['rewarm', 'constant', 'scratch', 'replay', 'same-data']
-    assert len(lines) == 12
-    assert max(map(len, lines)) <= 110
-    assert '+0.95' in lines[1]
-    assert lines[1].split()[5:7] == ['5.830', '4.126']
-    assert all(len(line) == len(lines[0]) for line in lines[1:6])
-
-
-def test_summary_of_one_run_and_of_an_unfinished_one(make_run):
-    assert len(summary([make_run('rewarm')])) == 2
-    lines = summary([make_run('rewarm', name='y-rewarm', stop=200), make_run('constant')])
-    assert lines[1].startswith('rewarm (so far)')
-    assert 'rewarm not finished' in '\n'.join(lines)
+def test_a_run_without_its_run_file_and_plan_still_tells_old_from_new(tmp_path):
+    folder = write_stages(
+        tmp_path / 'run',
+        {'law': ['law'], 'june': ['june']},
+        {'pile': {'law': (2.2, 2.6, 2.5), 'june': (2.5, 2.7, 2.6)}, 'june': {'june': (4.0, 3.5, 3.3)}},
+    )
+    (folder / 'config.yaml').unlink()
+    (folder / 'plan.json').unlink()
+    found = changes(folder)
+    assert differences(found['pile']) == [('forgetting', 0.1), ('forgetting', 0.4), ('forgetting', 0.4)]
+    assert differences(found['june'])[0] == ('adaptation', -0.7)

@@ -70,7 +70,7 @@ def written(folders, tmp_path) -> str:
 
 def test_the_stage_table_holds_the_measures(make_run, tmp_path):
     page = Page(written([make_run('rewarm')], tmp_path))
-    assert ['code (old)', '7.847', '–', '–', '–', '3.647', '–', '–', '', '38.36', '1.814'] in page.rows
+    assert ['code (new)', '7.847', '–', '–', '–', '3.647', '', '', '+4.200', '38.36', '1.814'] in page.rows
     assert [
         'code (old)', '3.647', '4.761', '+1.114', '205 k (26 %)', '4.597', '+0.950', '15 % of rise', '', '99.19', '2.287',
     ] in page.rows  # fmt: skip

@@ -1,0 +1,160 @@
+"""What is old and what is new in each stage, and what a stage replays: from the stages' streams and the evaluation sets alone.
+
+The words, with an example of three stages, are in ``docs/forgetting.md``. Every part that tells old from new asks here.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ['SetData', 'SetStory', 'StreamData', 'Told', 'tell']
+
+TRAIN, VALIDATION = 'train', 'val'
+"""The two halves that ``rewarm convert --val-fraction`` writes into one folder."""
+
+
+@dataclass(frozen=True)
+class StreamData:
+    """A stream of a stage."""
+
+    name: str
+    places: tuple[str, ...] = ()
+    """Folders and URLs of its shards."""
+
+
+@dataclass(frozen=True)
+class SetData:
+    """An evaluation set."""
+
+    name: str
+    upstream: bool
+    """Whether the starting weights learned its data, as the set's ``role`` says."""
+    of: tuple[str, ...] | None = None
+    """The streams that it belongs to, by name; ``None`` where they follow from names and places."""
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an evaluation set is in one stage."""
+
+    kind: Literal['old', 'new', 'unseen']
+    """``old``: learned before the stage; ``new``: first learned in it; ``unseen``: neither."""
+    trained: Literal['main', 'replay', 'no']
+    """What the stage does with the set's data: trains it for its own sake, replays it, or leaves it alone."""
+
+    @property
+    def words(self) -> str:
+        """The same for a reader: ``new``, ``old``, ``old, replayed``, ``old, trained again``, ``not trained yet``."""
+        if self.kind == 'unseen':
+            return 'not trained yet'
+        again = {'main': ', trained again', 'replay': ', replayed', 'no': ''}[self.trained]
+        return f'old{again}' if self.kind == 'old' else 'new'
+
+
+@dataclass(frozen=True)
+class SetStory:
+    """An evaluation set over the stages of a run."""
+
+    belongs_to: tuple[str, ...]
+    """Names of its streams in this run, in the order in which stages have them."""
+    stages: tuple[Told, ...]
+    """What it is in each stage."""
+
+
+def tell(stages: Sequence[Sequence[StreamData]], sets: Sequence[SetData], *, untrained: bool) -> dict[str, SetStory]:
+    """Tells old from new, for each set in each stage.
+
+    Args:
+        stages (Sequence[Sequence[StreamData]]): The streams of each stage with a share above 0, replayed ones too.
+        sets (Sequence[SetData]): The evaluation sets.
+        untrained (bool): Whether the first stage begins with untrained weights, which have learned nothing.
+
+    Returns:
+        dict[str, SetStory]: By name of the set.
+    """
+    streams = [*dict.fromkeys(stream for stage in stages for stream in stage)]
+    own = {each.name: {stream: None for stream in streams if _belongs(each, stream)} for each in sets}
+    old = {each.name: _old_stages(each, own[each.name], stages, untrained=untrained) for each in sets}
+    known = [
+        {stream for name, mine in own.items() if old[name][index] for stream in mine} for index in range(len(stages))
+    ]
+    parts = _parts(stages, known)
+    return {
+        each.name: SetStory(
+            tuple(dict.fromkeys(stream.name for stream in own[each.name])),
+            tuple(_told(each, own[each.name], parts[index], old=old[each.name][index]) for index in range(len(stages))),
+        )
+        for each in sets
+    }
+
+
+def _belongs(each: SetData, stream: StreamData) -> bool:
+    if each.of is not None:
+        return stream.name in each.of
+    if each.name == stream.name:
+        return True
+    return any(_same_dataset(_tidy(mine), _tidy(its)) for mine in each.places for its in stream.places)
+
+
+def _same_dataset(mine: str, its: str) -> bool:
+    if mine == its:
+        return True
+    (parent, half), (its_parent, its_half) = os.path.split(mine), os.path.split(its)
+    return parent == its_parent and (half, its_half) == (VALIDATION, TRAIN)
+
+
+def _tidy(place: str) -> str:
+    """A folder or URL in one spelling."""
+    scheme, separator, path = place.rpartition('://')
+    return f'{scheme}{separator}{os.path.normpath(path)}'
+
+
+def _old_stages(
+    each: SetData, own: Collection[StreamData], stages: Sequence[Sequence[StreamData]], *, untrained: bool
+) -> list[bool]:
+    """Whether the set is old in each stage."""
+    learned = each.upstream and not untrained
+    found: list[bool] = []
+    for index, stage in enumerate(stages):
+        found.append(learned or (index > 0 and each.upstream and _is_stray(each, own)))
+        learned = learned or any(stream in own for stream in stage)
+    return found
+
+
+def _is_stray(each: SetData, own: Collection[StreamData]) -> bool:
+    """Whether nothing says where the set belongs, so that only its role is left to go by."""
+    return each.of is None and not own
+
+
+def _parts(stages: Sequence[Sequence[StreamData]], known: Sequence[set[StreamData]]) -> list[dict[StreamData, str]]:
+    """What each stream is in each stage, ``main`` or ``replay``.
+
+    Old data beside new data is replayed. In a stage with nothing new, what was replayed before still is, unless that leaves
+    nothing that the stage trains for its own sake. ``known`` are the streams of the sets that are old in each stage.
+    """
+    last: dict[str, tuple[int, str]] = {}  # of a name or place: the last stage that trained it, and what it was there
+    found: list[dict[StreamData, str]] = []
+    for index, stage in enumerate(stages):
+        before = {stream: max(last.get(mark, (-1, '')) for mark in _marks(stream)) for stream in stage}
+        new = [stream for stream, (at, _) in before.items() if at < 0 and stream not in known[index]]
+        main = new or [stream for stream, (_, part) in before.items() if part != 'replay'] or list(stage)
+        parts = {stream: 'main' if stream in main else 'replay' for stream in stage}
+        last.update({mark: (index, part) for stream, part in parts.items() for mark in _marks(stream)})
+        found.append(parts)
+    return found
+
+
+def _marks(stream: StreamData) -> list[str]:
+    """What two streams over the same data have in common, one of them at least."""
+    return [f'name {stream.name}', *(f'place {_tidy(place)}' for place in stream.places)]
+
+
+def _told(each: SetData, own: Collection[StreamData], parts: dict[StreamData, str], *, old: bool) -> Told:
+    mine = {part for stream, part in parts.items() if stream in own}
+    trained = 'main' if 'main' in mine else 'replay' if mine else 'no'
+    if old:
+        return Told('old', trained)
+    stray = _is_stray(each, own) and not each.upstream
+    return Told('new' if mine or stray else 'unseen', trained)

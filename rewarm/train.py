@@ -17,12 +17,15 @@ from composer.utils import dist, get_device
 
 from rewarm import signals, terminal
 from rewarm.build import build_model
+from rewarm.config.errors import UserError
 from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
+from rewarm.data.tokens import find_tokenizer
 from rewarm.formats.checkpoint import RewarmState, batch_of
 from rewarm.formats.records import Damage
+from rewarm.formats.tokenizer_folder import TokenizerFiles
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
@@ -47,6 +50,7 @@ from rewarm.resume.spike_guard import RollBack, SpikeGuard, SpikeStop
 from rewarm.resume.spikes import WINDOW, SpikePolicy
 from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
 from rewarm.resume.store import FINAL_UPLOAD_SECONDS, RunStore, working_folder
+from rewarm.resume.tokenizer import keep_tokenizer
 from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
@@ -142,6 +146,7 @@ def _go_on(this: Start) -> int:
     saved, where = on_rank_zero(store.newest) or (None, '')
     plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
     on_rank_zero(lambda: refuse_changes(saved, config, plan))
+    tokenizer = on_rank_zero(lambda: _keep_tokenizer(this, saved))
     for warning in plan.warnings:
         warn(warning)
     if not on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages})):
@@ -177,6 +182,7 @@ def _go_on(this: Start) -> int:
         before_publishing=lambda: sync_records(store.folder),
         after_publishing=store.after_saving,
         other_failure=store.failure,
+        tokenizer=tokenizer,
     )
     training = Training(plan, model, optimizer, saver)
     with closing(saver):
@@ -191,6 +197,22 @@ def _go_on(this: Start) -> int:
     events.record('finished')
     announce(f'{config.run_name} is finished: {plan.batches:,} batches, {plan.tokens:,} tokens.')
     return _finish(this)
+
+
+def _keep_tokenizer(this: Start, saved: Checkpoint | None) -> TokenizerFiles | None:
+    """Puts the run's tokenizer into its folder; data without a card can be trained on where it is not to be had."""
+    named = this.config.tokenizer
+    found, missing = None, f'tokenizer {named} cannot be read'
+    try:
+        found = find_tokenizer(named)
+    except UserError as error:
+        missing = str(error)
+    tokenizer = keep_tokenizer(this.store.folder, named=named, found=found, saved=saved)
+    if tokenizer is None:
+        warn(
+            f'{missing}. The run folder and its checkpoints are without their tokenizer: `rewarm export` will ask for it'
+        )
+    return tokenizer
 
 
 def _finish(this: Start) -> int:

@@ -5,9 +5,10 @@ A checkpoint ``ba00001200`` holds::
     model.safetensors           parameters, fp32, Hugging Face names
     optimizer-0000.safetensors  AdamW's moments and step counts, '<parameter>.<key>'; a file for each rank that wrote
     state.json                  position, stages, states of algorithms
+    tokenizer.json ...          the run's tokenizer, and the small files with which `transformers` loads it
     manifest.json               size and SHA-256 of the files above
 
-``state.json`` of a run has every key of :class:`SavedState`; that of imported weights has the position only.
+Those of earlier versions hold no tokenizer. ``state.json`` of a run has every key of :class:`SavedState`; that of imported weights has the position only.
 """
 
 import re
@@ -160,6 +161,8 @@ class SavedState(Record):
     algorithms: dict[str, RewarmState] | None = None
     tensors: dict[str, str] | None = None
     """SHA-256 of each file of tensors that belongs to it; checkpoints of earlier versions have none."""
+    tokenizer_hash: str | None = None
+    """Of the tokenizer of its data; checkpoints of earlier versions have none."""
 
     @model_validator(mode='after')
     def _all_of_a_run_or_nothing(self) -> 'SavedState':
@@ -179,7 +182,7 @@ class SavedState(Record):
     def lacks(self) -> list[str]:
         """The keys that a run needs to go on from it and that are not there, such as ``stages.0.identity.tokens``."""
         found = [] if 'Rewarm' in (self.algorithms or {}) else ['algorithms.Rewarm']
-        return found + [key for key in _unset(self, '') if key not in ('format', 'tensors')]
+        return found + [key for key in _unset(self, '') if key not in ('format', 'tensors', 'tokenizer_hash')]
 
 
 def checkpoint_name(batch: int) -> str:

@@ -16,9 +16,11 @@ from rewarm.formats.files import read_bytes
 from rewarm.formats.strict_json import Record, as_record, in_words, parse_json
 
 __all__ = [
+    'END_OF_TEXT',
     'LARGEST_VOCABULARY',
     'AddedToken',
     'TokenizerFile',
+    'hash_of_content',
     'read_eos_token',
     'read_tokenizer_file',
     'tokenizer_hash',
@@ -26,6 +28,9 @@ __all__ = [
 
 LARGEST_VOCABULARY = 1 << 22
 """Ids of a tokenizer, and rows of an embedding. The largest in use have a quarter of a million."""
+
+END_OF_TEXT = '<|endoftext|>'
+"""What ends a document in GPT-2's and GPT-NeoX's tokenizers."""
 
 _LARGEST_BYTES = 1 << 28
 _LONGEST_PATTERN = 10_000
@@ -158,7 +163,12 @@ def tokenizer_hash(path: str | Path) -> str:
     Raises:
         UserError: If the file is not there or is not JSON.
     """
-    canonical = json.dumps(parse_json(_read(path), path), sort_keys=True, separators=(',', ':'), ensure_ascii=False)
+    return hash_of_content(parse_json(_read(path), path))
+
+
+def hash_of_content(content: object) -> str:
+    """The same of a tokenizer's JSON that has been read."""
+    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
     return f'sha256:{hashlib.sha256(canonical.encode()).hexdigest()}'
 
 

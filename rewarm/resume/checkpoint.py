@@ -5,6 +5,7 @@ A checkpoint ``checkpoints/ba00001200`` holds::
     model.safetensors           parameters, fp32, Hugging Face names
     optimizer-0000.safetensors  AdamW's moments and step counts, '<parameter>.<key>'; a file for each rank that wrote
     state.json                  position, stages, states of algorithms
+    tokenizer.json ...          the run's tokenizer, and the small files with which `transformers` loads it
     manifest.json               size and SHA-256 of the files above
 
 It is written under a temporary name, flushed to the disk, and renamed; only then does ``latest`` name it. Whatever
@@ -44,6 +45,7 @@ from rewarm.formats.checkpoint import (
     read_state,
 )
 from rewarm.formats.files import flush
+from rewarm.formats.tokenizer_folder import TokenizerFiles
 from rewarm.resume.folders import (
     clear_way,
     is_pinned,
@@ -123,7 +125,13 @@ class Checkpoint:
 
 
 def write(
-    root: Path, *, batch: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    root: Path,
+    *,
+    batch: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    tokenizer: TokenizerFiles | None = None,
 ) -> Path:
     """Writes a whole checkpoint at once; see :func:`write_tensors` and :func:`publish` for its two steps.
 
@@ -133,6 +141,7 @@ def write(
         model (Mapping[str, Tensor]): Parameters by name; on any device.
         optimizer (Mapping[str, Tensor]): Optimizer tensors by name.
         state (Mapping): JSON types only; ``batch`` and the format are added.
+        tokenizer (TokenizerFiles | None): Goes into the checkpoint, so that it can be used far from its run.
 
     Returns:
         Path: The folder.
@@ -142,7 +151,7 @@ def write(
     """
     parts = {MODEL_FILE: model, optimizer_file(0): optimizer}
     files = {name: write_tensors(root, batch, name, tensors) for name, tensors in parts.items()}
-    return publish(root, batch=batch, files=files, state=state)
+    return publish(root, batch=batch, files=files, state=state, tokenizer=tokenizer)
 
 
 def write_tensors(root: Path, batch: int, name: str, tensors: Mapping[str, Tensor]) -> FileDescription:
@@ -175,7 +184,14 @@ def write_tensors(root: Path, batch: int, name: str, tensors: Mapping[str, Tenso
         raise
 
 
-def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], state: Mapping[str, Any]) -> Path:
+def publish(
+    root: Path,
+    *,
+    batch: int,
+    files: Mapping[str, FileDescription],
+    state: Mapping[str, Any],
+    tokenizer: TokenizerFiles | None = None,
+) -> Path:
     """Makes a checkpoint appear whole or not at all, and points ``latest`` at it.
 
     Args:
@@ -183,6 +199,7 @@ def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], sta
         batch (int): Batches of the run that are behind it.
         files (Mapping[str, FileDescription]): All that :func:`write_tensors` has written for it, on any rank.
         state (Mapping): JSON types only; ``batch`` and the format are added.
+        tokenizer (TokenizerFiles | None): Goes into the checkpoint, so that it can be used far from its run.
 
     Returns:
         Path: The folder.
@@ -195,11 +212,17 @@ def publish(root: Path, *, batch: int, files: Mapping[str, FileDescription], sta
         # state.json says as well which tensors it was written with: a manifest alone is easily made anew over wrong ones.
         tensors = {file: about['sha256'] for file, about in files.items()}
         content = {'format': FORMAT, 'batch': batch, **state, 'tensors': tensors}
-        _write_new(draft / STATE_FILE, json.dumps(content, indent=1))
-        described = {**files, STATE_FILE: describe_file(draft / STATE_FILE)}
-        _write_new(draft / MANIFEST_FILE, json.dumps({'format': FORMAT, 'files': described}, indent=1))
+        texts: dict[str, bytes] = {}
+        if tokenizer is not None:
+            content['tokenizer_hash'] = tokenizer.hash
+            texts.update(tokenizer.files)
+        texts[STATE_FILE] = json.dumps(content, indent=1).encode()
+        for file, text in texts.items():
+            _write_new(draft / file, text)
+        described = {**files, **{file: describe_file(draft / file) for file in texts}}
+        _write_new(draft / MANIFEST_FILE, json.dumps({'format': FORMAT, 'files': described}, indent=1).encode())
         if is_pinned(root / name):
-            _write_new(draft / PIN_FILE, PIN_TEXT)
+            _write_new(draft / PIN_FILE, PIN_TEXT.encode())
         flush(draft)
         clear_way(root / name)  # the same batch saved again, by a run that was set back: the same bits, or broken
         draft.rename(root / name)
@@ -274,10 +297,10 @@ def _as_os_error(error: SafetensorError, path: Path) -> OSError:
     )
 
 
-def _write_new(path: Path, text: str) -> None:
+def _write_new(path: Path, data: bytes) -> None:
     path.unlink(missing_ok=True)
-    with path.open('x') as file:  # x follows no link
-        file.write(text)
+    with path.open('xb') as file:  # x follows no link
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -19,6 +19,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from rewarm.config.errors import UserError
+from rewarm.formats.tokenizer_folder import TokenizerFiles
 from rewarm.resume import checkpoint as checkpoints
 from rewarm.resume.checkpoint import FileDescription
 from rewarm.resume.state import optimizer_tensors
@@ -115,6 +116,7 @@ class BackgroundSaver:
         after_publishing (Callable[[Path, dict], None]): Called on rank 0's thread with the folder and what ``save``
             records of it.
         other_failure (Callable): What else in the background makes saving pointless; a UserError, or None.
+        tokenizer (TokenizerFiles | None): Goes into each checkpoint.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class BackgroundSaver:
         before_publishing: Callable[[], object],
         after_publishing: Callable[[Path, dict[str, Any]], None],
         other_failure: Callable[[], BaseException | None] = lambda: None,
+        tokenizer: TokenizerFiles | None = None,
     ) -> None:
         self.root = root
         self.model = model
@@ -133,6 +136,7 @@ class BackgroundSaver:
         self.before_publishing = before_publishing
         self.after_publishing = after_publishing
         self.other_failure = other_failure
+        self.tokenizer = tokenizer
         self._rank = dist.get_global_rank()
         writers = int(_from_rank_zero(dist.get_local_world_size()))
         parameters = dict(model.named_parameters())
@@ -260,7 +264,9 @@ class BackgroundSaver:
 
     def _publish(self, save: _Save, files: dict[str, FileDescription]) -> None:
         self.before_publishing()
-        path = checkpoints.publish(self.root, batch=save.position['batch'], files=files, state=save.state)
+        path = checkpoints.publish(
+            self.root, batch=save.position['batch'], files=files, state=save.state, tokenizer=self.tokenizer
+        )
         seconds = time.monotonic() - save.started
         stall_seconds = seconds if save.stall_seconds is None else save.stall_seconds
         self.after_publishing(

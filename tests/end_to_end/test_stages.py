@@ -1,5 +1,6 @@
 """Stages are appended, annealed and forked; what has been trained cannot be edited."""
 
+import json
 import re
 import shutil
 import signal
@@ -141,3 +142,21 @@ def test_a_run_of_two_ranks_on_triton_kernels_has_the_losses_of_one_rank_on_plai
     losses = [[record['loss'] for record in run.lines('metrics')] for run in (fused, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != losses[1]  # other arithmetic: kernels did run
+
+
+def test_a_run_keeps_its_tokenizer_and_is_not_given_another(finished, unbroken, data, tmp_path):
+    from rewarm.formats.tokenizer import tokenizer_hash
+
+    began = tokenizer_hash(data / 'tokenizer.json')
+    newest = finished.folder / 'checkpoints' / finished.checkpoints()[-1]
+    for folder in (finished.folder / 'tokenizer', newest):
+        assert tokenizer_hash(folder / 'tokenizer.json') == began
+    assert json.loads((newest / 'state.json').read_text())['tokenizer_hash'] == began
+    content = json.loads((data / 'tokenizer.json').read_text())
+    content['model']['vocab']['another'] = 512
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+    append_stage(finished, data)
+    output = finished.finish(f'tokenizer={tmp_path}/tokenizer.json', code=2)
+    assert 'is another tokenizer' in output
+    assert 'Traceback' not in output
+    assert finished.losses() == unbroken.losses()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewarm.config.errors import DamagedFile
-from rewarm.formats.checkpoint import read_manifest
+from rewarm.formats.checkpoint import PIN_FILE, read_manifest
 from rewarm.formats.files import regular_files
 
 __all__ = ['Saved', 'find_saved']
@@ -29,6 +29,8 @@ class Saved:
     """Why it cannot be whole; ``None`` if its sizes are right."""
     set_aside: bool
     """A start has found it damaged and renamed it."""
+    pinned: bool
+    """No run deletes it."""
 
 
 def find_saved(run_folder: Path) -> list[Saved]:
@@ -47,7 +49,8 @@ def find_saved(run_folder: Path) -> list[Saved]:
             continue
         size, problem = _look(path) if path.is_dir() else (0, 'it is no folder')
         if os.path.lexists(path):  # or deleted while we looked
-            found.append(Saved(path.name, int(match[1]), size, problem, bool(match[2])))
+            pinned = os.path.lexists(path / PIN_FILE)
+            found.append(Saved(path.name, int(match[1]), size, problem, bool(match[2]), pinned))
     return sorted(found, key=lambda each: each.batch, reverse=True)
 
 

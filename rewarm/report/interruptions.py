@@ -16,17 +16,17 @@ __all__ = ['Interruption', 'Throughput', 'interruptions', 'throughput']
 
 @dataclass(frozen=True)
 class Interruption:
-    """A stop of the run and its next start."""
+    """A stop of the run and its next start, if there was one that trained."""
 
     kind: str
     """``preempted`` if a signal or notice was answered with a save, ``lost a rank``, ``hung``, ``rolled back``
     after a spike, else ``killed``."""
     batch: int | None
-    """Batches of the run that were kept."""
+    """Batches of the run that were kept; ``None`` until it goes on."""
     tokens: int | None
-    """Tokens of the run that were kept."""
+    """Tokens of the run that were kept; ``None`` until it goes on."""
     seconds: float | None
-    """From the stop to the first batch after it; ``None`` where a time is missing."""
+    """From the stop to the first batch after it; ``None`` until it goes on, and where a time is missing."""
     at_most: bool
     """The stop itself left no event, so ``seconds`` counts from the last event before it."""
     lost_batches: int | None
@@ -53,18 +53,21 @@ class Throughput:
     """Sum of the times that training stood still for a save."""
 
 
-def interruptions(events: Sequence[Event]) -> list[Interruption]:
+def interruptions(events: Sequence[Event], *, ended: bool = False) -> list[Interruption]:
     """Finds stops and starts in the events of a run.
 
-    A stage that was appended to a finished run and then begun is no interruption.
+    A stop counts at once if its process said so. A stage that was appended to a finished run and then begun is no
+    interruption.
 
     Args:
         events (Sequence[Event]): In the order of ``events.jsonl``.
+        ended (bool): Whether nobody runs now and the run is not finished, so that a last process without a word was killed.
     """
     found: list[Interruption] = []
     stopped: Start | None = None
     lost: list[int | None] = []
-    for before, start in itertools.pairwise(start for start in find_starts(events) if not start.idle):
+    starts = [start for start in find_starts(events) if not start.idle]
+    for before, start in itertools.pairwise(starts):
         # Starts that came to nothing (another start before any batch) belong to the stop before them.
         if stopped is None and before.end != 'finished':
             stopped, lost = before, []
@@ -72,6 +75,10 @@ def interruptions(events: Sequence[Event]) -> list[Interruption]:
         if stopped is not None and start.training is not None:
             found.append(_interruption(stopped, start, lost))
             stopped = None
+    if starts and stopped is None and (ended if starts[-1].end is None else starts[-1].end != 'finished'):
+        stopped, lost = starts[-1], []
+    if stopped is not None:
+        found.append(_interruption(stopped, None, lost))
     return found
 
 
@@ -95,14 +102,16 @@ def throughput(run: Run) -> Throughput:
     )
 
 
-def _interruption(stopped: Start, start: Start, lost: Sequence[int | None]) -> Interruption:
+def _interruption(stopped: Start, start: Start | None, lost: Sequence[int | None]) -> Interruption:
+    """A stop, and the start that went on, if one has."""
     end = stopped.last if stopped.ending is None else stopped.ending.time
-    begun = start.training.time if start.training else None
+    begun = start.training.time if start and start.training else None
+    origin = start.origin if start else None
     known = [batches for batches in lost if batches is not None]
     return Interruption(
         kind=stopped.end or 'killed',
-        batch=start.origin.batch if start.origin else None,
-        tokens=start.origin.tokens if start.origin else None,
+        batch=origin.batch if origin else None,
+        tokens=origin.tokens if origin else None,
         seconds=None if end is None or begun is None else max(0.0, (begun - end).total_seconds()),
         at_most=stopped.ending is None,
         lost_batches=sum(known) if known else None,

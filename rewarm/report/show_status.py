@@ -8,6 +8,8 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
+from rewarm.report.newest_losses import loss_lines, loss_text, losses_to_json
+from rewarm.report.position import Position
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
 from rewarm.terminal import printable
 
@@ -17,19 +19,20 @@ QUIET_SECONDS = 300
 """A process that holds the run and has written nothing for longer than this is worth a look."""
 
 
-def status_command(folder: str, *, as_json: bool = False) -> None:
+def status_command(folder: str, *, as_json: bool = False, price: float | None = None) -> None:
     """Prints where a run is.
 
     Args:
         folder (str): The run folder, here or in a bucket.
         as_json (bool): Whether to print JSON instead of words.
+        price (float | None): Price of one device for an hour, in any unit of money.
 
     Raises:
         UserError: If it is no run folder.
     """
     status = find_status(folder)
     if as_json:
-        print(json.dumps(to_json(status), indent=2, allow_nan=False))
+        print(json.dumps(to_json(status, price), indent=2, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table
@@ -43,42 +46,42 @@ def status_command(folder: str, *, as_json: bool = False) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style='dim')
     table.add_column()
-    for key, value in status_lines(status).items():
+    for key, value in status_lines(status, price).items():
         table.add_row(key, _cell(value))
     console.print(table)
 
 
-def status_lines(status: Status) -> dict[str, str]:
+def status_lines(status: Status, price: float | None = None) -> dict[str, str]:
     """The facts in words, by name, in the order to show them.
 
     Args:
         status (Status): What was found.
+        price (float | None): Price of one device for an hour, in any unit of money.
 
     Returns:
         dict[str, str]: Without what is not known.
     """
     last, lines = status.last, {}
-    if last:
-        of = (
-            f' of {status.planned_batches:,} ({last.batch / status.planned_batches:.1%})'
-            if status.planned_batches
-            else ''
-        )
-        lines['where'] = f'stage {last.stage}, batch {last.batch:,}{of}, {last.tokens:,} tokens'
+    if last and status.position:
+        lines['where'] = f'{_where(status, status.position)}, {last.tokens:,} tokens'
         speed = status.tokens_per_second
-        loss = f'{last.loss:.4f}' if abs(last.loss) < 1e6 else f'{last.loss:.4g}'
-        lines['training'] = f'loss {loss} at rate {last.lr:.3g}' + (
+        lines['training'] = f'loss {loss_text(last.loss)} at rate {last.lr:.3g}' + (
             f'; {speed:,.0f} tokens/s, the median of the last {min(RECENT_BATCHES, len(status.run.batches))} batches'
             if speed
             else ''
         )
+    lines |= loss_lines(status.run, status.batch)
     if status.run.damage:
         lines['damaged'] = '; '.join(map(str, status.run.damage))
     lines['held by'] = _held_by(status)
     lines['last save'] = _last_save(status)
+    if status.pinned:
+        lines['pinned'] = ', '.join(status.pinned)
     if status.lag:
         lines['bucket'] = _lag(status.lag, status.now)
     lines['stops'] = _stops(status)
+    if status.device_hours is not None:
+        lines['spent'] = _spent(status, price)
     if status.goodput is not None:
         until = 'now' if status.state == 'running' else 'the last sign of life'
         lines['goodput'] = (
@@ -94,14 +97,16 @@ def status_lines(status: Status) -> dict[str, str]:
     return lines
 
 
-def to_json(status: Status) -> dict[str, Any]:
+def to_json(status: Status, price: float | None = None) -> dict[str, Any]:
     """The status as JSON types; ages in seconds, ``None`` for what is not known.
 
     Args:
         status (Status): What was found.
+        price (float | None): Price of one device for an hour, in any unit of money.
     """
-    last, owner, lag = status.last, status.owner, status.lag
-    saved = status.checkpoint
+    last, owner, lag, position = status.last, status.owner, status.lag, status.position
+    saved, at = status.checkpoint, status.checkpoint_position
+    hours, to_come = status.device_hours, status.device_hours_to_come
     return {
         'run_name': status.run.name,
         'run_folder': printable(status.place),
@@ -110,16 +115,22 @@ def to_json(status: Status) -> dict[str, Any]:
         'stage': last.stage if last else None,
         'batch': status.batch,
         'batches': status.planned_batches or None,
+        'stage_batch': position.stage_batch if position else None,
+        'stage_batches': position.stage_batches if position else None,
         'tokens': last.tokens if last else 0,
         'planned_tokens': status.planned_tokens or None,
         'loss': last.loss if last and last.loss == last.loss else None,  # NaN is no JSON
         'lr': last.lr if last and last.lr == last.lr else None,
         'tokens_per_second': status.tokens_per_second,
+        'evaluations': losses_to_json(status.run),
         'process': {'pid': owner.pid, 'host': owner.host, 'since': owner.since} if owner else None,
         'last_batch_age_seconds': _age(status, status.last_batch_at),
         'last_sign_age_seconds': _age(status, status.last_sign_at),
         'checkpoint': {'name': saved.name, 'batch': saved.batch, 'bytes': saved.bytes} if saved else None,
+        'checkpoint_stage': at.stage if at else None,
+        'checkpoint_stage_batch': at.stage_batch if at else None,
         'checkpoint_age_seconds': _age(status, status.saved_at),
+        'pinned': list(status.pinned),
         'bucket': {
             'newest': lag.newest,
             'uploaded_age_seconds': _age(status, lag.uploaded_at),
@@ -132,6 +143,9 @@ def to_json(status: Status) -> dict[str, Any]:
         'stops': dict(Counter(stop.kind for stop in status.stops)),
         'lost_batches': sum(stop.lost_batches or 0 for stop in status.stops),
         'goodput': status.goodput,
+        'device_hours': hours,
+        'cost': None if price is None or hours is None else hours * price,
+        'cost_to_come': None if price is None or to_come is None else to_come * price,
         'eta_seconds': status.eta_seconds,
         'damaged_lines': {each.file: each.lines for each in status.run.damage},
         'if_started_now': status.next_start,
@@ -155,19 +169,44 @@ def size_text(size: int) -> str:
     return f'{size} bytes'
 
 
+def _where(status: Status, position: Position) -> str:
+    batch, of = f'batch {position.batch:,}', ''
+    if status.planned_batches:
+        of = f' of {status.planned_batches:,} ({position.batch / status.planned_batches:.1%})'
+        if position.stage_batch is not None and len(status.run.plan.stages) > 1:
+            of = of.replace(' (', ' of the run (')
+            batch = f'batch {position.stage_batch:,} of {position.stage_batches:,} of the stage, {position.batch:,}'
+    return f'stage {position.stage}, {batch}{of}'
+
+
+def _spent(status: Status, price: float | None) -> str:
+    kind = 'GPU' if status.run.environment.device_kind == 'gpu' else 'process'
+    hours, to_come = status.device_hours or 0.0, status.device_hours_to_come
+    text = f'{hours:,.2f} {kind} hours' + (f', about {to_come:,.2f} to come' if to_come else '')
+    if price is not None:
+        text += f'; cost {hours * price:,.2f}' + (f', about {to_come * price:,.2f} to come' if to_come else '')
+        text += f', at {price:g} for an hour of one {kind}'
+    return text
+
+
 def _held_by(status: Status) -> str:
     quiet = _age(status, status.last_batch_at)
     said = 'no batch yet' if quiet is None else f'last batch {duration_text(quiet)} ago'
     if status.owner is None:
         return f'nobody; {said}'
+    if status.in_bucket and status.said_it_stopped:
+        return f'nobody: {status.owner} said that it stopped; {said}'
     since = ''
     if status.owner.since is not None:
         since = f', since {duration_text(max(0.0, status.now.timestamp() - status.owner.since))} ago'
     if status.in_bucket:
         return f'last taken by {status.owner}{since}; {said}, as far as it was uploaded'
+    if status.is_starting:
+        said += '; since its start none: it is loading, or evaluates before the first one'
     silent = _age(status, status.last_sign_at)
     if silent is not None and silent > QUIET_SECONDS:
-        return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}'
+        why = ', loading or evaluating before its first batch' if status.is_starting else ''
+        return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}{why}'
     return f'{status.owner}{since}; {said}'
 
 

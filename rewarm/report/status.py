@@ -15,8 +15,11 @@ from rewarm.formats.files import read_bytes
 from rewarm.formats.records import LONGEST_SECONDS
 from rewarm.report.checkpoints import Saved, find_saved
 from rewarm.report.interruptions import Interruption, interruptions
+from rewarm.report.next_start import describe_next_start
 from rewarm.report.owner import Owner, find_claim, find_owner
+from rewarm.report.position import Position, find_position
 from rewarm.report.run_folder import Batch, Event, Run, read_run
+from rewarm.report.spending import device_hours_so_far
 from rewarm.report.starts import Start, find_starts
 
 __all__ = ['Lag', 'Status', 'find_status']
@@ -54,6 +57,8 @@ class Status:
     """The newest batch."""
     tokens_per_second: float | None
     """Median of the last batches."""
+    position: Position | None
+    """Where the newest batch is; ``None`` before the first."""
     owner: Owner | None
     """Who holds the run; in a bucket, who took it over last."""
     last_batch_at: datetime | None
@@ -62,11 +67,18 @@ class Status:
     checkpoint: Saved | None
     """The newest one that can be whole."""
     saved_at: datetime | None
+    pinned: tuple[str, ...]
+    """Names of the checkpoints that no run deletes, newest first."""
     lag: Lag | None
     """``None`` if nothing was ever uploaded, or tried."""
     stops: tuple[Interruption, ...]
+    """Also the last one, if nobody has gone on since."""
+    device_hours: float | None
+    """Hours that processes were there, times the devices of each; ``None`` where no times were recorded."""
     goodput: float | None
     """Time in batches that count, over the time from the first start until now, or the last sign of life if nobody runs."""
+    is_starting: bool
+    """Whether the newest process has trained no batch yet."""
     ending: Event | None
     """Why the newest process ended; ``None`` if it left no word, or is there."""
     finished: bool
@@ -77,6 +89,18 @@ class Status:
     def in_bucket(self) -> bool:
         """Whether this is what the bucket knows, which is as of its last upload."""
         return '://' in self.place
+
+    @property
+    def said_it_stopped(self) -> bool:
+        """Whether the newest process left a word when it stopped, and nobody has taken the run over since."""
+        return _said_it_stopped(self.ending, self.owner)
+
+    @property
+    def checkpoint_position(self) -> Position | None:
+        """Where the newest checkpoint is; ``None`` if there is none."""
+        if self.checkpoint is None:
+            return None
+        return find_position(self.run.plan, self.checkpoint.batch)
 
     @property
     def batch(self) -> int:
@@ -90,7 +114,7 @@ class Status:
             return 'running'
         if self.finished:
             return 'finished'
-        if self.in_bucket and self.owner and self.ending is None:
+        if self.in_bucket and self.owner and not self.said_it_stopped:
             return 'running or killed'
         return 'stopped' if self.run.events or self.last else 'not started'
 
@@ -114,6 +138,12 @@ class Status:
             return None
         seconds = left / self.tokens_per_second / self.goodput
         return seconds if seconds < LONGEST_SECONDS else None
+
+    @property
+    def device_hours_to_come(self) -> float | None:
+        """Hours of as many devices as now, to the end."""
+        eta = self.eta_seconds
+        return None if eta is None else eta / 3600 * (self.run.environment.world_size or 1)
 
 
 def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
@@ -153,6 +183,9 @@ def _find_status(folder: Path, place: str, now: datetime) -> Status:
     saved = find_saved(run.folder)
     whole = next((each for each in saved if each.problem is None and not each.set_aside), None)
     finished = whole is not None and 0 < planned <= whole.batch
+    ending = starts[-1].ending if starts else None
+    held = owner is not None and not (in_bucket and _said_it_stopped(ending, owner))
+    batch = last.batch if last else 0
     speeds = [line.tokens_per_second for line in run.batches[-RECENT_BATCHES:] if math.isfinite(line.tokens_per_second)]
     return Status(
         run=run,
@@ -162,45 +195,31 @@ def _find_status(folder: Path, place: str, now: datetime) -> Status:
         planned_tokens=sum(stage.tokens or 0 for stage in run.plan.stages),
         last=last,
         tokens_per_second=statistics.median(speeds) if speeds else None,
+        position=find_position(run.plan, last.batch, last.stage) if last else None,
         owner=owner,
         last_batch_at=last_batch_at,
         last_sign_at=last_sign_at,
         checkpoint=whole,
         saved_at=_saved_at(run, whole),
+        pinned=tuple(each.name for each in saved if each.pinned),
         lag=None if in_bucket else _find_lag(run.events),
-        stops=tuple(interruptions(run.events)),
+        stops=tuple(interruptions(run.events, ended=not (held or finished))),
+        device_hours=device_hours_so_far(run, starts, now if held and not in_bucket else last_sign_at),
         goodput=_goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
-        ending=starts[-1].ending if starts else None,
+        is_starting=bool(starts) and held and not starts[-1].same_process and starts[-1].training is None,
+        ending=ending,
         finished=finished,
-        next_start=_next_start(owner, saved, finished=finished, batch=last.batch if last else 0, in_bucket=in_bucket),
+        next_start=describe_next_start(
+            owner if held else None, saved, finished=finished, batch=batch, in_bucket=in_bucket
+        ),
     )
 
 
-def _next_start(owner: Owner | None, saved: Sequence[Saved], *, finished: bool, batch: int, in_bucket: bool) -> str:
-    alone = _without_owner(saved, finished=finished, batch=batch)
-    if owner is None or (in_bucket and finished):
-        return alone
-    if in_bucket:
-        return f'{alone}, and take the run over from {owner}, which stops if it is still there'
-    return f'it would refuse, since {owner} holds the run folder. Killed now and started again, {alone}'
-
-
-def _without_owner(saved: Sequence[Saved], *, finished: bool, batch: int) -> str:
-    """What a start would do; it takes checkpoints as :func:`rewarm.resume.checkpoint.find_newest_valid` does."""
-    if finished:
-        return 'it would do nothing: the run is finished. Append a stage to its run file to go on'
-    damaged = ''
-    for each in saved:
-        if each.set_aside:
-            continue
-        if each.problem is None:
-            repeated = f', repeating {batch - each.batch:,} batches' if batch > each.batch else ''
-            return f'it would {damaged}go on from {each.name}{repeated}'
-        damaged += f'set {each.name} aside ({each.problem}) and '
-    if saved:
-        reasons = '; '.join(f'{each.name}: {each.problem or "was set aside earlier"}' for each in saved)
-        return f'it would refuse: there are checkpoints and none is whole ({reasons}). Bring back a good copy of one'
-    return 'it would begin at the beginning' + (f', repeating {batch:,} batches' if batch else '')
+def _said_it_stopped(ending: Event | None, owner: Owner | None) -> bool:
+    """Of a bucket: an owner that came after the last word has not said anything yet."""
+    if ending is None or ending.event == 'rollback':
+        return False
+    return owner is None or owner.since is None or ending.time is None or owner.since <= ending.time.timestamp()
 
 
 def _saved_at(run: Run, saved: Saved | None) -> datetime | None:

@@ -12,6 +12,7 @@ import pytest
 from rewarm.config.errors import UserError
 from rewarm.report.run_folder import read_run
 from rewarm.report.show_status import duration_text, size_text, status_command, status_lines, to_json
+from rewarm.report.spending import device_hours
 from rewarm.report.status import find_status
 from rewarm.report.timeline import find_timeline
 from tests.buckets.servers import BUCKET
@@ -35,13 +36,15 @@ def lines_of(story, **after):
 def test_where_a_stopped_run_is(story):
     lines = lines_of(story)
     assert list(lines) == [
-        'where', 'training', 'held by', 'last save', 'stops', 'goodput', 'to the end', 'if started now',
+        'where', 'training', 'held by', 'last save', 'stops', 'spent', 'goodput', 'to the end', 'if started now',
     ]  # fmt: skip
-    assert lines['where'] == 'stage code, batch 461 of 1,800 (25.6%), 472,064 tokens'
+    assert lines['where'] == (
+        'stage code, batch 461 of 1,000 of the stage, 461 of 1,800 of the run (25.6%), 472,064 tokens'
+    )
     assert lines['training'].startswith('loss 4.0022 at rate 0.001; 1,024 tokens/s, the median of the last 100 batches')
     assert lines['held by'] == 'nobody; last batch 60 s ago'
     assert lines['last save'] == 'ba00000400, 902 bytes, 2 min ago, on disk'
-    assert lines['stops'] == '2 (1 killed, 1 preempted), 50 batches repeated'
+    assert lines['stops'] == '3 (2 killed, 1 preempted), 50 batches repeated'
     assert lines['if started now'].startswith('it would go on from ba00000400, repeating 61 batches. Sizes')
 
 
@@ -61,6 +64,121 @@ def test_why_a_run_stopped(story):
     assert find_status(story.write()).reason == 'rank lost: rank 3 on b'
     story.start().train(9).finish()
     assert find_status(story.write()).reason == 'finished once, but its last checkpoint is not here'
+
+
+def test_a_stop_counts_at_once_and_once(tmp_path, hold):
+    story = Story(tmp_path / 'run').start().train(99).preempt(signal='SIGINT')
+    status = find_status(story.write(), now=story.now)
+    assert status.reason == 'preempted: SIGINT'
+    assert status_lines(status)['stops'] == '1 (1 preempted), 0 batches repeated'
+    story.start(first_batch=False)  # it is not known yet whether this start comes to something
+    hold(story.write())
+    assert lines_of(story)['stops'] == '1 (1 preempted), 0 batches repeated'
+    story.spend('starting', 8)
+    story.train(1).event('first_batch', seconds=20)
+    assert lines_of(story)['stops'] == '1 (1 preempted), 0 batches repeated'
+
+
+def test_a_kill_counts_at_once_but_neither_a_run_that_goes_on_nor_one_that_is_finished(tmp_path, hold):
+    story = Story(tmp_path / 'run', {'code': 100}).start().train(49).save().train(20).kill()
+    assert lines_of(story)['stops'] == '1 (1 killed), 0 batches repeated'
+    holder = hold(story.folder)
+    assert lines_of(story)['stops'] == 'none'
+    holder.kill()
+    holder.wait(timeout=60)
+    story.start().train(49).finish()
+    assert lines_of(story)['stops'] == '1 (1 killed), 20 batches repeated'
+
+
+def test_a_process_that_has_not_trained_yet_is_told(tmp_path, hold):
+    story = Story(tmp_path / 'run')
+    story.event('run_start', world_size=1, host='laptop', seconds=4)
+    story.train(9).event('first_batch', seconds=9)
+    story.save(1).train(9).kill()
+    story.event('run_start', world_size=1, host='laptop', seconds=4)
+    story.event('resume', **{'from': 'ba00000009', 'where': 'disk', 'lost_batches': 9})
+    holder = hold(story.write())
+    assert 'since its start none: it is loading, or evaluates before the first one' in lines_of(story)['held by']
+    said = lines_of(story, minutes=9)['held by']
+    assert said.startswith(f'nothing for 9 min although process {holder.pid} on')
+    assert said.endswith(', loading or evaluating before its first batch')
+    story.train(1).event('first_batch', seconds=9)
+    assert 'evaluat' not in lines_of(story)['held by']
+
+
+def test_hours_and_cost_are_told_so_far_and_to_the_end(story, hold):
+    folder = story.write()
+    status = find_status(folder, now=story.now)
+    assert status.device_hours == pytest.approx(device_hours(read_run(folder)), rel=0.1)
+    lines = status_lines(status, price=2.5)
+    assert lines['spent'] == (
+        f'{status.device_hours:,.2f} process hours, about {status.device_hours_to_come:,.2f} to come; cost '
+        f'{2.5 * status.device_hours:,.2f}, about {2.5 * status.device_hours_to_come:,.2f} to come, '
+        'at 2.5 for an hour of one process'
+    )
+    assert status.device_hours_to_come == pytest.approx((1800 - 461) / status.goodput / 3600)
+    assert to_json(status)['cost'] is None
+    assert to_json(status, price=2)['cost'] == 2 * status.device_hours
+    hold(folder)
+    later = find_status(folder, now=story.now + timedelta(hours=1)).device_hours
+    assert later == pytest.approx(status.device_hours + 1, abs=0.05)  # an evaluation that hangs costs too
+
+
+def test_hours_count_every_device(tmp_path):
+    story = Story(tmp_path / 'run').start().train(99).preempt()
+    one = find_status(story.write()).device_hours
+    for event in story.events:
+        if event['event'] == 'run_start':
+            event['world_size'] = 8
+    assert find_status(story.write()).device_hours == pytest.approx(8 * one)
+
+
+def test_validation_losses_and_what_became_of_them(make_run):
+    status = find_status(make_run('rewarm', stop=300))
+    lines = status_lines(status)
+    newest = {line.set: line.loss for line in status.run.evaluations}
+    began = next(line.loss for line in status.run.evaluations if (line.stage, line.set) == ('prose', 'code'))
+    assert lines['validation'] == (
+        f'code (old) {newest["code"]:.4f}, prose (new) {newest["prose"]:.4f}, at batch 1,280 (20 batches ago)'
+    )
+    assert lines['forgetting'] == f'code {newest["code"] - began:+.3f} in stage prose'
+    assert lines['adaptation'].startswith('prose +')
+    content = {entry['set']: entry for entry in to_json(status)['evaluations']}
+    assert content['code']['last_stage']['forgetting'] == pytest.approx(newest['code'] - began)
+    assert (content['prose']['kind'], content['prose']['batch']) == ('new', 1280)
+    assert content['code']['since_began']['adaptation'] > 3
+
+
+def test_losses_that_are_not_finite_and_very_many_sets(tmp_path):
+    story = Story(tmp_path / 'run').start().train(9)
+    line = {'stage': 'code', 'batch': 10, 'tokens': 10240, 'stage_tokens': 10240, 'role': 'downstream'}
+    folder = story.write()
+    losses = {f's{number}': float(number) for number in range(9)}
+    text = ''.join(json.dumps({**line, 'set': name, 'loss': loss}) + '\n' for name, loss in losses.items())
+    (folder / 'evals.jsonl').write_text(text + json.dumps({**line, 'set': 'broken', 'loss': None}) + '\n')
+    status = find_status(folder)
+    assert status_lines(status)['validation'].endswith(' 5.0000 and 3 more, at batch 10')
+    assert [entry['loss'] for entry in to_json(status)['evaluations'] if entry['set'] == 'broken'] == [None]
+    json.dumps(to_json(status), allow_nan=False)
+
+
+def test_the_batch_of_the_stage_is_that_of_its_checkpoint_too(tmp_path):
+    story = Story(tmp_path / 'run', {'code': 20, 'prose': 30})
+    story.start().train(24).save().train(9).kill()
+    status = find_status(story.write())
+    assert lines_of(story)['where'].startswith('stage prose, batch 14 of 30 of the stage, 34 of 50 of the run (68.0%)')
+    content = to_json(status)
+    assert (content['stage_batch'], content['stage_batches']) == (14, 30)
+    assert (content['checkpoint_stage'], content['checkpoint_stage_batch']) == ('prose', 5)
+    (story.folder / 'plan.json').unlink()
+    assert lines_of(story)['where'].startswith('stage prose, batch 34 of 50') is False
+    assert status_lines(find_status(tmp_path / 'run'))['where']
+
+
+def test_pinned_checkpoints_are_named(story):
+    (story.write() / 'checkpoints/ba00000390/pinned').touch()
+    assert lines_of(story)['pinned'] == 'ba00000390'
+    assert to_json(find_status(story.folder))['pinned'] == ['ba00000390']
 
 
 def test_a_finished_run_does_nothing(tmp_path):
@@ -169,7 +287,9 @@ def test_a_run_in_a_bucket_is_told_without_its_tensors(story, bucket):
     status = find_status(bucket(folder), now=story.now)
     lines = status_lines(status)
     assert status.state == 'running or killed'
-    assert lines['where'] == 'stage code, batch 461 of 1,800 (25.6%), 472,064 tokens'
+    assert lines['where'] == (
+        'stage code, batch 461 of 1,000 of the stage, 461 of 1,800 of the run (25.6%), 472,064 tokens'
+    )
     assert lines['held by'].startswith('last taken by process 41 on spot-7, since')
     assert lines['last save'].startswith('ba00000390, 902 bytes, ')
     assert lines['last save'].endswith('ago, in the bucket')
@@ -178,6 +298,22 @@ def test_a_run_in_a_bucket_is_told_without_its_tensors(story, bucket):
         'repeating 71 batches, and take the run over from process 41 on spot-7'
     )
     assert to_json(status)['run_folder'] == f's3://{BUCKET}/runs/story'
+
+
+def test_a_run_in_a_bucket_that_said_it_stopped_is_taken_over_from_nobody(story, bucket):
+    story.start().train(9).preempt()
+    folder = story.write()
+    claim = '{"id": "1", "host": "spot-7", "pid": 41, "since": "%s"}'
+    (folder / 'owner.json').write_text(claim % story.events[-3]['time'])
+    status = find_status(bucket(folder), now=story.now)
+    assert (status.state, status.reason) == ('stopped', 'preempted: SIGTERM')
+    assert status.next_start == 'it would go on from ba00000410'
+    assert status_lines(status)['held by'].startswith('nobody: process 41 on spot-7 said that it stopped; last batch')
+    assert to_json(status)['stops'] == {'killed': 2, 'preempted': 2}
+    (folder / 'owner.json').write_text(claim % story.now.isoformat())  # and nothing was uploaded since
+    status = find_status(bucket(folder), now=story.now)
+    assert status.state == 'running or killed'
+    assert status.next_start.endswith('take the run over from process 41 on spot-7, which stops if it is still there')
 
 
 def test_a_bucket_with_nothing_there_is_the_users_mistake(bucket, tmp_path):
@@ -243,10 +379,10 @@ def test_the_command_prints_words_or_json(story, capsys):
     status_command(str(story.write()))
     text = capsys.readouterr().out
     assert text.startswith('story is stopped (killed without a word, or its machine is gone)\n')
-    assert 'batch 461 of 1,800' in text
+    assert '461 of 1,800' in text
     status_command(str(story.folder), as_json=True)
     content = json.loads(capsys.readouterr().out)
-    assert (content['batch'], content['state'], content['stops']) == (461, 'stopped', {'killed': 1, 'preempted': 1})
+    assert (content['batch'], content['state'], content['stops']) == (461, 'stopped', {'killed': 2, 'preempted': 1})
     assert content['checkpoint'] == {'name': 'ba00000400', 'batch': 400, 'bytes': 902}
 
 

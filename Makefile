@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak fuzz
+.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak fuzz prove
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -53,6 +53,9 @@ soak: env  ## Random faults on two ranks with S3 storage for MINUTES from SEED, 
 
 fuzz: env  ## COUNT hostile inputs of each kind from SEED: run files, datasets, checkpoints, run folders, Hugging Face folders
 	REWARM_FUZZ_COUNT=$(or $(COUNT),2000) REWARM_FUZZ_SEED=$(or $(SEED),1) $(BIN)/pytest -n 2 --durations 10 tests/fuzz
+
+prove: env  ## Runs the long proofs of the kernels and writes down what they have seen; CI repeats one when its files have changed
+	$(BIN)/python -m tests.proofs
 
 aot: env  ## Compiles every kernel for sm_80, sm_90 and sm_100 and compares with kernels/results/aot.csv
 	$(BIN)/python kernels/aot.py --check

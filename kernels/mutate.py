@@ -26,7 +26,7 @@ from pathlib import Path
 __all__ = ['MUTATIONS', 'Mutation', 'attempt', 'main']
 
 ROOT = Path(__file__).parents[1]
-COPIED = 'pyproject.toml', 'kernels/rewarm_kernels', 'tests/conftest.py', 'tests/kernels'
+COPIED = 'pyproject.toml', 'kernels/rewarm_kernels', 'tests/conftest.py', 'tests/proofs.py', 'tests/kernels'
 
 
 @dataclass(frozen=True)

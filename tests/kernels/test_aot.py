@@ -25,6 +25,7 @@ def run(cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.proof('aot')
 def test_each_kernel_passes_the_gate_and_none_is_worse_than_the_table(tmp_path):
     done = run(tmp_path, str(KERNELS / 'aot.py'), '--check', '--jobs', '2')
     assert done.returncode == 0, done.stdout + done.stderr

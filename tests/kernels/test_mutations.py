@@ -18,6 +18,7 @@ def run(*command: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.proof('mutations')
 def test_each_wrong_formula_is_seen():
     status, output = run(str(KERNELS / 'mutate.py'), '--jobs', '2')
     assert status == 0, output

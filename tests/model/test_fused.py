@@ -87,6 +87,7 @@ def test_loss_and_every_gradient_equal_transformers(gelu, parallel, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.proof('200 steps')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_200_steps_with_kernels_give_the_losses_of_200_steps_without(dtype):
     # In bf16 the yardstick is rounding itself: how far the definitions in bf16 are from the definitions in fp32.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ['SetData', 'SetStory', 'StreamData', 'Told', 'tell']
+__all__ = ['SetData', 'SetStory', 'StreamData', 'Telling', 'Told', 'share_data', 'tell']
 
 TRAIN, VALIDATION = 'train', 'val'
 """The two halves that ``rewarm convert --val-fraction`` writes into one folder."""
@@ -37,12 +37,12 @@ class SetData:
 
 @dataclass(frozen=True)
 class Told:
-    """What an evaluation set is in one stage."""
+    """What an evaluation set, or a stream, is in one stage."""
 
     kind: Literal['old', 'new', 'unseen']
     """``old``: learned before the stage; ``new``: first learned in it; ``unseen``: neither."""
     trained: Literal['main', 'replay', 'no']
-    """What the stage does with the set's data: trains it for its own sake, replays it, or leaves it alone."""
+    """What the stage does with its data: trains it for its own sake, replays it, or leaves it alone."""
 
     @property
     def words(self) -> str:
@@ -63,7 +63,17 @@ class SetStory:
     """What it is in each stage."""
 
 
-def tell(stages: Sequence[Sequence[StreamData]], sets: Sequence[SetData], *, untrained: bool) -> dict[str, SetStory]:
+@dataclass(frozen=True)
+class Telling:
+    """What was told of a run."""
+
+    sets: dict[str, SetStory]
+    """By name of the set."""
+    streams: tuple[dict[StreamData, Told], ...]
+    """The streams of each stage."""
+
+
+def tell(stages: Sequence[Sequence[StreamData]], sets: Sequence[SetData], *, untrained: bool) -> Telling:
     """Tells old from new, for each set in each stage.
 
     Args:
@@ -72,7 +82,7 @@ def tell(stages: Sequence[Sequence[StreamData]], sets: Sequence[SetData], *, unt
         untrained (bool): Whether the first stage begins with untrained weights, which have learned nothing.
 
     Returns:
-        dict[str, SetStory]: By name of the set.
+        Telling: Of each set and stream.
     """
     streams = [*dict.fromkeys(stream for stage in stages for stream in stage)]
     own = {each.name: {stream: None for stream in streams if _belongs(each, stream)} for each in sets}
@@ -81,13 +91,21 @@ def tell(stages: Sequence[Sequence[StreamData]], sets: Sequence[SetData], *, unt
         {stream for name, mine in own.items() if old[name][index] for stream in mine} for index in range(len(stages))
     ]
     parts = _parts(stages, known)
-    return {
+    stories = {
         each.name: SetStory(
             tuple(dict.fromkeys(stream.name for stream in own[each.name])),
             tuple(_told(each, own[each.name], parts[index], old=old[each.name][index]) for index in range(len(stages))),
         )
         for each in sets
     }
+    return Telling(stories, tuple(parts))
+
+
+def share_data(one: StreamData, other: StreamData) -> bool:
+    """Whether streams of two runs read the same data: they have a folder in common; if one of them tells none, a name."""
+    if one.places and other.places:
+        return bool(set(map(_tidy, one.places)) & set(map(_tidy, other.places)))
+    return one.name == other.name
 
 
 def _belongs(each: SetData, stream: StreamData) -> bool:
@@ -128,21 +146,23 @@ def _is_stray(each: SetData, own: Collection[StreamData]) -> bool:
     return each.of is None and not own
 
 
-def _parts(stages: Sequence[Sequence[StreamData]], known: Sequence[set[StreamData]]) -> list[dict[StreamData, str]]:
-    """What each stream is in each stage, ``main`` or ``replay``.
+def _parts(stages: Sequence[Sequence[StreamData]], known: Sequence[set[StreamData]]) -> list[dict[StreamData, Told]]:
+    """What each stream is in each stage.
 
     Old data beside new data is replayed. In a stage with nothing new, what was replayed before still is, unless that leaves
     nothing that the stage trains for its own sake. ``known`` are the streams of the sets that are old in each stage.
     """
     last: dict[str, tuple[int, str]] = {}  # of a name or place: the last stage that trained it, and what it was there
-    found: list[dict[StreamData, str]] = []
+    found: list[dict[StreamData, Told]] = []
     for index, stage in enumerate(stages):
         before = {stream: max(last.get(mark, (-1, '')) for mark in _marks(stream)) for stream in stage}
         new = [stream for stream, (at, _) in before.items() if at < 0 and stream not in known[index]]
         main = new or [stream for stream, (_, part) in before.items() if part != 'replay'] or list(stage)
-        parts = {stream: 'main' if stream in main else 'replay' for stream in stage}
-        last.update({mark: (index, part) for stream, part in parts.items() for mark in _marks(stream)})
-        found.append(parts)
+        told = {
+            stream: Told('new' if stream in new else 'old', 'main' if stream in main else 'replay') for stream in stage
+        }
+        last.update({mark: (index, each.trained) for stream, each in told.items() for mark in _marks(stream)})
+        found.append(told)
     return found
 
 
@@ -151,8 +171,8 @@ def _marks(stream: StreamData) -> list[str]:
     return [f'name {stream.name}', *(f'place {_tidy(place)}' for place in stream.places)]
 
 
-def _told(each: SetData, own: Collection[StreamData], parts: dict[StreamData, str], *, old: bool) -> Told:
-    mine = {part for stream, part in parts.items() if stream in own}
+def _told(each: SetData, own: Collection[StreamData], parts: dict[StreamData, Told], *, old: bool) -> Told:
+    mine = {part.trained for stream, part in parts.items() if stream in own}
     trained = 'main' if 'main' in mine else 'replay' if mine else 'no'
     if old:
         return Told('old', trained)

@@ -60,6 +60,7 @@ class PlannedStage(Record):
 class PlanFile(Record):
     """``plan.json``."""
 
+    tokens_per_batch: Count | None = None
     stages: list[PlannedStage] = Field(default_factory=list[PlannedStage])
 
 

@@ -10,6 +10,7 @@ from rewarm.config.old_and_new import Told
 from rewarm.report.forgetting import Change, Curve, Outcome, SetChanges, outcome, set_changes, set_curve
 from rewarm.report.run_folder import Run, Stage
 from rewarm.report.stories import find_stories
+from rewarm.report.traits import Traits, find_traits
 
 __all__ = ['Arm', 'first_lead', 'last_stage_arm', 'pareto_front']
 
@@ -36,11 +37,23 @@ class Arm:
     """On the new side; ``None`` if there is none."""
     changes: tuple[SetChanges, ...]
     """Each set's."""
+    traits: Traits
+    """What the stage is, by which runs are compared."""
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.run.name
+
+    @property
+    def part(self) -> str | None:
+        """What the run is to the paper's findings, from its files: one of :data:`rewarm.report.traits.PARTS`, or ``None``."""
+        return self.traits.part
+
+    def measure(self, names: Sequence[str]) -> tuple[Curve, Outcome | None]:
+        """The mean curve of some of its sets, and its outcome; both empty where none was evaluated."""
+        _, curve = _mean_curve(self.run, self.stage, names)
+        return curve, _outcome(self.run, self.stage, curve)
 
     @property
     def since_trained(self) -> float | None:
@@ -75,11 +88,23 @@ def last_stage_arm(run: Run) -> Arm | None:
     old_sets, old_curve = _mean_curve(run, stage, old)
     new_sets, new_curve = _mean_curve(run, stage, new)
 
-    def measure(curve: Curve) -> Outcome | None:
-        return outcome(curve, stage_tokens=stage.planned_tokens, untrained=untrained) if curve else None
+    return Arm(
+        run=run,
+        stage=stage,
+        old_sets=old_sets,
+        new_sets=new_sets,
+        old_curve=old_curve,
+        new_curve=new_curve,
+        old=_outcome(run, stage, old_curve),
+        new=_outcome(run, stage, new_curve),
+        changes=tuple(set_changes(run)),
+        traits=find_traits(run, stage),
+    )
 
-    sides = (old_sets, new_sets, old_curve, new_curve, measure(old_curve), measure(new_curve))
-    return Arm(run, stage, *sides, tuple(set_changes(run)))
+
+def _outcome(run: Run, stage: Stage, curve: Curve) -> Outcome | None:
+    untrained = stage.index == 0 and run.from_scratch
+    return outcome(curve, stage_tokens=stage.planned_tokens, untrained=untrained) if curve else None
 
 
 def _old_side(run: Run, told: dict[str, Told], *, untrained: bool) -> list[str]:

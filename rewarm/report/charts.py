@@ -12,7 +12,6 @@ from rewarm.report.interruptions import interruptions
 from rewarm.report.plots import Figure, escape_label, finite_span, panels, scatter, set_range
 from rewarm.report.run_folder import Batch, Run
 from rewarm.report.stories import find_stories, set_label
-from rewarm.report.summary import role_of
 
 __all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
 
@@ -225,7 +224,7 @@ def _buckets(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
 
 def _arm_style(arm: Arm, index: int) -> tuple[str, str, str]:
     """Colour, dash and mark of an arm: the same for a role on every page, and told apart without colour too."""
-    role = role_of(arm.name)
+    role = arm.part
     if role:
         return f'--{role}', ARM_DASHES[role], ARM_MARKS[role]
     other = index % OTHER_COLOURS

@@ -10,7 +10,7 @@ from typing import Any
 from rewarm.config.errors import UserError
 from rewarm.report.arms import Arm, last_stage_arm
 from rewarm.report.run_folder import read_runs
-from rewarm.report.summary import ROLES, role_of
+from rewarm.report.summary import in_order
 
 __all__ = ['write_figure']
 
@@ -55,7 +55,7 @@ def write_figure(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     is cut.
 
     Args:
-        run_folders (Sequence[str | Path]): Run folders; see :func:`rewarm.report.summary.role_of` for their names.
+        run_folders (Sequence[str | Path]): Run folders.
         out (str | Path): The file to write; its suffix says the format, ``.svg`` or ``.png``.
 
     Returns:
@@ -70,7 +70,7 @@ def write_figure(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     arms = [arm for arm in map(last_stage_arm, read_runs(run_folders)) if arm]
     if not arms:
         raise UserError('nothing to draw: no run was evaluated yet')
-    arms.sort(key=lambda arm: [*ROLES, None].index(role_of(arm.name)))  # type: ignore[arg-type]
+    arms = in_order(arms)
 
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,7 +82,8 @@ def write_figure(run_folders: Sequence[str | Path], out: str | Path) -> Path:
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, 2, sharex=True, gridspec_kw={'height_ratios': [3, 1]})
         for index, arm in enumerate(arms):
-            style = _style(arm, index)
+            alone = [other.part for other in arms].count(arm.part) == 1
+            style = _style(arm, arm.part if alone else None, index)
             for column, curve in enumerate((arm.old_curve, arm.new_curve)):
                 axes[0][column].plot([t / divisor for t, _ in curve], [y for _, y in curve], **style)
             batches = arm.run.stage_batches(arm.stage.name)
@@ -106,8 +107,8 @@ def write_figure(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     return path
 
 
-def _style(arm: Arm, index: int) -> dict[str, object]:
-    role = role_of(arm.name)
+def _style(arm: Arm, role: str | None, index: int) -> dict[str, object]:
+    """Of the only run of its part, the part's own; where several have the same part, their names tell them apart."""
     colour = COLOURS[role] if role else OTHERS[index % len(OTHERS)]
     label = LABELS[role] if role else arm.name.replace('$', r'\$')
     return {'color': colour, 'linestyle': DASHES.get(role or '', '-'), 'label': label, 'linewidth': 1.6}

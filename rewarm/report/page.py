@@ -12,10 +12,10 @@ from string import Template
 from rewarm.report import charts, tables
 from rewarm.report.arms import Arm, last_stage_arm
 from rewarm.report.facts import facts
+from rewarm.report.findings import NEEDED, RULE, TIE, findings
 from rewarm.report.forgetting import set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, read_runs
-from rewarm.report.summary import TIE, find_arms, findings, role_of
 from rewarm.report.tables import escape, tokens_text
 from rewarm.report.timeline import find_timeline
 from rewarm.report.timeline_chart import timeline_figure
@@ -110,9 +110,13 @@ class _Page:
         if not arms:
             return '<section><h2>Comparison</h2><p>Nothing was evaluated yet.</p></section>'
         parts = ['<section><h2>What these runs show of the paper’s findings</h2>']
-        parts.append(f'<p>Computed from the runs; less than {TIE} nats per token apart is too close to tell.</p>')
-        items = ''.join(f'<li>{escape(_sentence(str(f)))}</li>' for f in findings(find_arms(self.runs)))
-        parts.append(f'<ul class="findings">{items}</ul>{_terms()}</section>')
+        found = findings(arms)
+        items = ''.join(
+            f'<li>{each.symbol} {escape(_sentence(each.words))} {escape(each.about)}.</li>' for each in found
+        )
+        how = f'{RULE} Less than {TIE} nats per token apart is too close to tell.'
+        parts.append(f'<p>{escape(how)}</p><ul class="findings">{items}</ul>' if found else f'<p>{escape(NEEDED)}</p>')
+        parts.append(f'{_terms()}</section>')
         parts.append('<section><h2>Side by side</h2>')
         tokenizers = {run.config.tokenizer for run in self.runs}
         if len(tokenizers) > 1:
@@ -127,7 +131,7 @@ class _Page:
         )
         parts.append(self._table(tables.arms_table, arms))
         # The control on the same data was shown no new data: it has no place in a trade-off between the two.
-        ends = [arm for arm in arms if arm.old and arm.new and role_of(arm.name) != 'same-data']
+        ends = [arm for arm in arms if arm.old and arm.new and arm.part != 'same-data']
         if len(ends) > 1:
             parts.append(
                 self._figure(

@@ -19,6 +19,8 @@ class Stories:
     stages: tuple[str, ...]
     """Names, in order."""
     sets: dict[str, SetStory]
+    streams: dict[str, dict[StreamData, Told]]
+    """The streams of each stage."""
 
     def told(self, name: str, stage: str) -> Told:
         """What a set is in a stage."""
@@ -42,7 +44,8 @@ def find_stories(run: Run) -> Stories:
         of = None if each is None or each.of is None else tuple(each.of)
         places = () if each is None else tuple(filter(None, (each.local, each.remote)))
         sets.append(SetData(name, role == 'upstream', of, places))
-    return Stories(tuple(streams), tell([*streams.values()], sets, untrained=run.from_scratch))
+    telling = tell([*streams.values()], sets, untrained=run.from_scratch)
+    return Stories(tuple(streams), telling.sets, dict(zip(streams, telling.streams, strict=True)))
 
 
 def stage_streams(run: Run) -> dict[str, tuple[StreamData, ...]]:

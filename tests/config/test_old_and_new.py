@@ -13,7 +13,7 @@ def stage(*streams):
 
 def told(stages, *sets, untrained=False):
     """By set: a word for each stage."""
-    stories = tell([stage(*streams) for streams in stages], sets, untrained=untrained)
+    stories = tell([stage(*streams) for streams in stages], sets, untrained=untrained).sets
     return {name: [each.words for each in story.stages] for name, story in stories.items()}
 
 
@@ -73,7 +73,7 @@ def test_the_same_data_again_is_old_and_trained_for_its_own_sake():
     ],
 )
 def test_a_set_belongs_to_the_streams_that_read_the_same_dataset(stream, its, mine, belongs):
-    story = tell([[StreamData(stream, its)]], [SetData('law', True, None, mine)], untrained=False)['law']
+    story = tell([[StreamData(stream, its)]], [SetData('law', True, None, mine)], untrained=False).sets['law']
     assert story.belongs_to == ((stream,) if belongs else ())
 
 
@@ -100,5 +100,5 @@ def test_a_stream_without_a_set_is_known_by_its_name_or_folder():
 
 def test_many_stages_and_sets_are_told_at_once():
     names = [f's{index}' for index in range(300)]
-    stories = tell([stage(name) for name in names], [SetData(name, False) for name in names], untrained=True)
+    stories = tell([stage(name) for name in names], [SetData(name, False) for name in names], untrained=True).sets
     assert [each.kind for each in stories['s7'].stages] == ['unseen'] * 7 + ['new'] + ['old'] * 292

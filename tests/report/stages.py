@@ -61,7 +61,9 @@ def write_stages(
         for at in range(count + 1):
             here = {'stage': name, 'batch': batch + at, 'tokens': (batch + at) * TOKENS, 'stage_tokens': at * TOKENS}
             if at:
-                batches.append({**here, 'lr': schedule['lr'], 'loss': 3.0})
+                batches.append(
+                    {**here, 'lr': 0.0 if at == 1 and 'warmup_tokens' in schedule else schedule['lr'], 'loss': 3.0}
+                )
             for each, role in roles.items():
                 found = losses.get(each, {}).get(name, ())
                 if at < len(found) and found[at] is not None:

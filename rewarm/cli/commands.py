@@ -1,13 +1,14 @@
 """All commands, in the order in which ``rewarm --help`` shows them."""
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from rewarm import terminal
+from rewarm import __version__, terminal
 from rewarm.cli.data import convert, verify
 from rewarm.cli.doctor import doctor
+from rewarm.cli.examples import examples
 from rewarm.cli.exchange import export_checkpoint, import_checkpoint
 from rewarm.cli.failure import tell
 from rewarm.cli.pinning import pin
@@ -19,9 +20,8 @@ from rewarm.config.errors import UserError
 __all__ = ['app', 'main']
 
 app = typer.Typer(
-    help='Continual pre-training that survives machines vanishing: convert text, plan a run, train it, report on it.',
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={'help_option_names': ['-h', '--help']},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -29,8 +29,23 @@ for command in (convert, plan, train, status, report, pin, verify):
     app.command()(command)
 app.command('export')(export_checkpoint)
 app.command('import')(import_checkpoint)
-for command in (ranks, schema, doctor):
+for command in (ranks, schema, doctor, examples):
     app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f'rewarm {__version__}')
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option('--version', callback=_show_version, is_eager=True, help='Print the version and exit.')
+    ] = False,
+) -> None:
+    """Continual pre-training that survives machines vanishing: convert text, plan a run, train it, report on it."""
 
 
 def main() -> NoReturn:

@@ -26,7 +26,7 @@ LATE_START_SECONDS = 10
 
 
 def train(run: RunFile, overrides: Overrides = None) -> None:
-    """Trains a run, or goes on with it. For several processes: composer -n 8 scripts/train.py RUN.yaml [KEY=VALUE]..."""
+    """Trains a run, or goes on with it. On several GPUs: composer -n 8 -m rewarm train RUN.yaml [KEY=VALUE]..."""
     terminal.never_wait()
     signals.answer_early(_start_again)
     from rewarm.config.load import load

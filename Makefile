@@ -10,7 +10,7 @@ env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
 
 demo: env  ## Forgetting and recovery on real text; QUICK=1 for the two-stage run alone
-	@$(BIN)/python scripts/demo/run.py $(if $(QUICK),--quick)
+	@$(BIN)/rewarm demo . $(if $(QUICK),,--full)
 
 test: check  ## Everything that CI runs
 

@@ -7,10 +7,12 @@ import typer
 
 from rewarm import __version__, terminal
 from rewarm.cli.data import convert, verify
+from rewarm.cli.demo import demo
 from rewarm.cli.doctor import doctor
 from rewarm.cli.examples import examples
 from rewarm.cli.exchange import export_checkpoint, import_checkpoint
 from rewarm.cli.failure import tell
+from rewarm.cli.new import new
 from rewarm.cli.pinning import pin
 from rewarm.cli.planning import plan, ranks, schema
 from rewarm.cli.training import train
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (convert, plan, train, status, report, pin, verify):
+for command in (demo, convert, new, plan, train, status, report, pin, verify):
     app.command()(command)
 app.command('export')(export_checkpoint)
 app.command('import')(import_checkpoint)

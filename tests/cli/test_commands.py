@@ -36,13 +36,14 @@ def test_the_version_is_that_of_the_package_and_needs_no_torch():
     assert done.stdout.splitlines()[1] == '[]'
 
 
-def complete(*words: str, folder: Path) -> list[str]:
-    """What bash offers once it has loaded what ``--show-completion`` prints."""
-    script = 'eval "$(rewarm --show-completion)"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
-    script += '_rewarm_completion rewarm; printf "%s\\n" "${COMPREPLY[@]}"'
+def complete(folder: Path, *lines: str) -> list[list[str]]:
+    """What bash offers at the end of each line, once it has loaded what ``--show-completion`` prints."""
+    script = 'eval "$(rewarm --show-completion)"\nfor line in "$@"; do COMPREPLY=(); IFS=" " read -ra COMP_WORDS <<< "${line}|"\n'
+    script += 'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_WORDS[COMP_CWORD]=${COMP_WORDS[COMP_CWORD]%|}\n'
+    script += '_rewarm_completion rewarm; echo "${COMPREPLY[*]}"; done'
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     done = subprocess.run(
-        ['bash', '--norc', '-c', script, 'bash', *words],
+        ['bash', '--norc', '-c', script, 'bash', *lines],
         cwd=folder,
         env={**os.environ, 'PATH': path},
         capture_output=True,
@@ -51,7 +52,7 @@ def complete(*words: str, folder: Path) -> list[str]:
         check=True,
     )
     assert not done.stderr
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_bash_completes_commands_options_run_files_and_run_folders(tmp_path):
@@ -59,8 +60,10 @@ def test_bash_completes_commands_options_run_files_and_run_folders(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     for name in ('law.yaml', 'notes.txt', 'runs/log.txt'):
         (tmp_path / name).touch()
-    assert complete('rewarm', 'pl', folder=tmp_path) == ['plan']
-    assert '--measured' in complete('rewarm', 'plan', '--m', folder=tmp_path)
-    assert complete('rewarm', 'train', '', folder=tmp_path) == ['law.yaml', 'runs/']
-    assert complete('rewarm', 'status', 'runs/l', folder=tmp_path) == ['runs/law/']
-    assert complete('rewarm', 'status', 'nowhere/', folder=tmp_path) == []
+    command, run_file, run_folder, nothing = complete(
+        tmp_path, 'rewarm pl', 'rewarm train ', 'rewarm status runs/l', 'rewarm status nowhere/'
+    )
+    assert command == ['plan']
+    assert run_file == ['law.yaml', 'runs/']
+    assert run_folder == ['runs/law/']
+    assert nothing == []

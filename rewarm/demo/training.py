@@ -1,16 +1,10 @@
-"""The demo: a small model learns old data, re-warms onto new data, forgets and recovers, on real text and a CPU.
+"""The demo's runs as processes: two at a time, each as soon as the checkpoint that it starts from is there.
 
-    make demo             all five runs, two at a time          make demo QUICK=1     the two-stage run alone
-
-Everything goes through rewarm's own commands; each is printed before it runs. The two-stage run is preempted in the middle of
-its re-warming by a real SIGTERM, and started again. Files go to data/demo/, runs/demo-*/ and runs/demo.html.
+One of them is preempted by a real SIGTERM and started again. Where a run is, its run folder tells.
 """
 
-import argparse
-import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,69 +15,32 @@ from tqdm import tqdm
 
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
-from rewarm.report.figure import write_figure
-from rewarm.report.summary import summary
+from rewarm.formats.records import BATCHES, EVALUATIONS, EVENTS, Damage, Event, Kind, Record, read_lines
 
-__all__ = ['Training', 'main', 'train_all']
+__all__ = ['Training', 'rewarm', 'shown', 'train_all']
 
-ROOT = Path(__file__).parents[2]
-DATA = Path('data/demo')
-QUICK_DATASETS = ('old', 'old-val', 'new', 'new-val')
-DATASETS = (*QUICK_DATASETS, 'old-unseen')
-ARMS = ('rewarm', 'scratch', 'constant', 'replay', 'same-data')  # in the order in which they start
 AT_A_TIME = 2  # one thread each
 PREEMPTED = 75  # rewarm's exit code for "saved; start me again"
 SIGTERM_AT = 0.15  # of the second stage, while the rate is near its peak
 LOOK_EVERY = 0.5  # seconds between two looks at the processes
 SIGNS_OF_LIFE = 10  # seconds between lines where there is no terminal to draw bars on
+LAST_BYTES = 8192  # of a file of records: enough for its newest lines
 ON_A_TERMINAL = sys.stderr.isatty()
-STARTED_AT = time.monotonic()
-
-
-def headline(text: str) -> None:
-    """Prints the title of a step with the minutes and seconds since the start."""
-    minutes, seconds = divmod(int(time.monotonic() - STARTED_AT), 60)
-    print(f'\n[{minutes}:{seconds:02}] {text}', flush=True)
+LOGS = Path('runs/demo-logs')
 
 
 def rewarm(*arguments: str | Path) -> list[str]:
-    """The command line of ``rewarm`` in this environment."""
-    return [str(Path(sys.executable).parent / 'rewarm'), *map(str, arguments)]
+    """The command line of ``rewarm`` in this environment, wherever it was installed to."""
+    return [sys.executable, '-P', '-m', 'rewarm', *map(str, arguments)]  # -P: files of this folder are no modules
 
 
 def shown(command: list[str]) -> str:
     """A command as a user would type it."""
-    return '$ ' + shlex.join([Path(command[0]).name, *command[1:]])
-
-
-def run(command: list[str]) -> None:
-    """Prints and runs a command; ends the demo with its exit code if it fails."""
-    print(shown(command), flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise SystemExit(code)
-
-
-def last_record(path: Path, **wanted: str) -> dict:
-    """The newest whole line of a .jsonl file that has these values; empty if there is none yet."""
-    try:
-        with path.open('rb') as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            lines = file.read().split(b'\n')[:-1]
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # the first one may begin in its middle
-            continue
-        if all(record.get(key) == value for key, value in wanted.items()):
-            return record
-    return {}
+    return '$ ' + shlex.join(command[command.index('rewarm') :] if 'rewarm' in command else command)
 
 
 class Training:
-    """One run: the ``rewarm train`` process of the moment, and its progress as its run folder tells it.
+    """One run: the ``rewarm train`` process of the moment.
 
     Args:
         name (str): A file in ``yamls/demo``.
@@ -92,7 +49,7 @@ class Training:
 
     def __init__(self, name: str, *, sigterm: bool = False) -> None:
         path = f'yamls/demo/{name}.yaml'
-        config = load(path)
+        config = load(path, world_size=1)
         plan = make_plan(config)
         self.name = name
         self.folder = Path(config.run_folder)
@@ -103,8 +60,8 @@ class Training:
         self.waits_for = Path(source, 'manifest.json') if source else None
         self.process: subprocess.Popen | None = None
         self.bar: tqdm | None = None
-        self.resumed_at: str | None = None
-        self.log = Path(f'runs/demo-logs/{name}.log')
+        self.resumes = 0
+        self.log = LOGS / f'{name}.log'
 
     @property
     def ready(self) -> bool:
@@ -134,15 +91,14 @@ class Training:
 
     def progress(self) -> tuple[int, str]:
         """Returns the batches done and a short account of where the run is."""
-        now = last_record(self.folder / 'metrics.jsonl')
-        if not now:
+        batches = self._newest(BATCHES, 'metrics.jsonl')
+        if not batches:
             return 0, 'starting'
-        facts = [now['stage'], f'rate {now["lr"]:.1e}', f'loss {now["loss"]:.2f}']
-        for name in ('old', 'new'):
-            evaluation = last_record(self.folder / 'evals.jsonl', set=name)
-            if evaluation:
-                facts.append(f'{name} {evaluation["loss"]:.2f}')
-        return now['batch'], ', '.join(facts)
+        now = batches[-1]
+        facts = [now.stage, f'rate {now.lr:.1e}', f'loss {now.loss:.2f}']
+        losses = {each.set: each.loss for each in self._newest(EVALUATIONS, 'evals.jsonl')}
+        facts += [f'{name} {losses[name]:.2f}' for name in ('old', 'new') if name in losses]
+        return now.batch, ', '.join(facts)
 
     def draw(self) -> None:
         """Draws the progress: the bar's next state, or a line."""
@@ -171,17 +127,18 @@ class Training:
             SystemExit: If the run failed; its last lines are printed.
         """
         code = self.process.poll() if self.process else None
-        resume = last_record(self.folder / 'events.jsonl', event='resume')
-        if resume.get('time') != self.resumed_at:
-            self.resumed_at = resume['time']
-            tell(
-                f'  {self.name} went on behind batch {resume["batch"]:,}; batches to do again: {resume["lost_batches"]}'
-            )
+        resumes = self._events('resume')
+        for resume in resumes[self.resumes :]:
+            again = resume.fields.get('lost_batches')
+            tell(f'  {self.name} went on behind batch {resume.batch:,}; batches to do again: {again}')
+        self.resumes = len(resumes)
         if code is None:
             return False
         if code == PREEMPTED:
-            saved = last_record(self.folder / 'events.jsonl', event='save').get('path', '')
-            tell(f'  {self.name} left with code {code}, "start me again"; saved {saved}. Starting the same command:')
+            saved = [event.fields.get('path') for event in self._events('save')][-1:]
+            tell(
+                f'  {self.name} left with code {code}, "start me again"; saved {"".join(map(str, saved))}. Starting the same command:'
+            )
             self.start()
             return False
         if self.bar is not None:
@@ -193,6 +150,12 @@ class Training:
         _, account = self.progress()
         tell(f'  {self.name} finished: {account}')
         return True
+
+    def _newest(self, kind: Kind[Record], file: str) -> list[Record]:
+        return read_lines(kind, self.folder / file, Damage(file), last_bytes=LAST_BYTES)
+
+    def _events(self, name: str) -> list[Event]:
+        return [each for each in read_lines(EVENTS, self.folder / 'events.jsonl', Damage('')) if each.event == name]
 
 
 def tell(text: str) -> None:
@@ -239,63 +202,3 @@ def stop(processes: list[subprocess.Popen]) -> None:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def on_signals() -> None:
-    """Makes the signals that end a process end this one in order, so that no run outlives the demo."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
-
-
-def start_over(folders: list[Path]) -> None:
-    """Removes what an earlier demo left, and says so."""
-    old = [folder for folder in folders if folder.exists()]
-    if old:
-        print(f'Removing what an earlier demo left: {", ".join(map(str, old))}')
-    for folder in old:
-        shutil.rmtree(folder)
-
-
-def main() -> None:
-    """Runs from the command line."""
-    parser = argparse.ArgumentParser(description='Shows forgetting and recovery on real text, on a CPU.')
-    parser.add_argument('--quick', action='store_true', help='the two-stage run alone, shorter: under two minutes')
-    parser.add_argument('--figure', type=Path, help="also draw the README's figure there (.svg or .png)")
-    arguments = parser.parse_args()
-    on_signals()
-    os.chdir(ROOT)
-    names = ('quick',) if arguments.quick else ARMS
-    trainings = [Training(name, sigterm=name == names[0]) for name in names]
-    folders = [training.folder for training in trainings]
-    start_over([DATA, *folders, Path('runs/demo-logs')])
-
-    headline('Text and tokenizer, from the standard library of this Python')
-    run([sys.executable, 'scripts/demo/corpus.py', str(DATA / 'text')])
-
-    headline('Text -> tokens -> shards')
-    for name in DATASETS if not arguments.quick else QUICK_DATASETS:
-        options = ['--tokenizer', DATA / 'text/tokenizer.json', '--seq-len', '128']
-        run(rewarm('convert', DATA / f'text/{name}.jsonl', DATA / name, *options))
-
-    headline('What the run will do')
-    run(rewarm('plan', f'yamls/demo/{names[0]}.yaml'))
-
-    headline('Training: ' + ', '.join(names))
-    train_all(trainings)
-
-    headline('Report')
-    page = Path('runs/demo.html')
-    run(rewarm('report', *folders, '--out', page))
-    if arguments.figure:
-        print(f'README figure: {write_figure(folders, arguments.figure)}')
-    print()
-    print('\n'.join(summary(folders)))
-    headline(f'Done. Open {page.resolve()}')
-
-
-if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        print('\nStopped. The next demo starts over.', file=sys.stderr)
-        raise SystemExit(130) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo import run
+from rewarm.demo import run, training
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,13 +27,14 @@ signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 write('events.jsonl', event='run_start')
 position = folder / 'position'
 done = int(position.read_text()) if position.exists() else 0
-if done: write('events.jsonl', event='resume', time='now', batch=done, lost_batches=0)
+if done: write('events.jsonl', event='resume', batch=done, lost_batches=0)
 while done < batches:
     time.sleep(0.03)
     done = min(done + 100, batches)
     position.write_text(str(done))
-    write('metrics.jsonl', stage='upstream', batch=done, lr=1e-3, loss=4.0)
-    write('evals.jsonl', set='old', loss=3.5)
+    at = dict(stage='upstream', batch=done, tokens=done, stage_tokens=done)
+    write('metrics.jsonl', **at, lr=1e-3, loss=4.0)
+    write('evals.jsonl', **at, set='old', role='upstream', loss=3.5)
     if done == 1000:
         (folder / 'checkpoints/ba00001000').mkdir(parents=True)
         (folder / 'checkpoints/ba00001000/manifest.json').write_text('{}')
@@ -48,23 +49,23 @@ def place(tmp_path, monkeypatch):
     shutil.copytree(ROOT / 'yamls/demo', tmp_path / 'yamls/demo')
     (tmp_path / 'stand_in.py').write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, 'LOOK_EVERY', 0.02)
-    monkeypatch.setattr(run, 'SIGNS_OF_LIFE', 0.05)
-    monkeypatch.setattr(run, 'ON_A_TERMINAL', False)
+    monkeypatch.setattr(training, 'LOOK_EVERY', 0.02)
+    monkeypatch.setattr(training, 'SIGNS_OF_LIFE', 0.05)
+    monkeypatch.setattr(training, 'ON_A_TERMINAL', False)
     return tmp_path
 
 
-def training(name: str, *, sigterm: bool = False) -> run.Training:
-    made = run.Training(name, sigterm=sigterm)
+def make(name: str, *, sigterm: bool = False) -> training.Training:
+    made = training.Training(name, sigterm=sigterm)
     made.command = [sys.executable, 'stand_in.py', str(made.folder), str(made.batches), str(made.waits_for or '-')]
     return made
 
 
 def test_preempted_in_the_second_stage_and_started_again_until_it_is_done(place, capsys):
-    headline = training('rewarm', sigterm=True)
+    headline = make('rewarm', sigterm=True)
     assert headline.batches == 1780
     assert headline.sigterm_at == 1000 + 117  # 15 % of the second stage
-    run.train_all([headline])
+    training.train_all([headline])
     events = (headline.folder / 'events.jsonl').read_text()
     assert events.count('run_start') == 2
     assert headline.progress()[0] == 1780
@@ -78,7 +79,7 @@ def test_preempted_in_the_second_stage_and_started_again_until_it_is_done(place,
 
 
 def test_arms_wait_for_the_checkpoint_that_they_start_from(place, capsys):
-    run.train_all([training(name) for name in run.ARMS])
+    training.train_all([make(name) for name in run.ARMS])
     starts = [line for line in capsys.readouterr().out.splitlines() if line.startswith('$')]
     assert len(starts) == 5
     assert 'demo-rewarm' in starts[0]
@@ -87,14 +88,14 @@ def test_arms_wait_for_the_checkpoint_that_they_start_from(place, capsys):
 
 def test_an_arm_whose_checkpoint_no_run_writes_is_an_error_and_not_a_wait(place):
     with pytest.raises(SystemExit, match='constant needs runs/demo-rewarm'):
-        run.train_all([training('constant')])
+        training.train_all([make('constant')])
 
 
 def test_a_failure_shows_the_end_of_its_log_and_stops_the_others(place, capsys):
-    good, bad = training('rewarm'), training('scratch')
+    good, bad = make('rewarm'), make('scratch')
     bad.command = [sys.executable, '-c', 'import sys; sys.exit("no such disk")']
     with pytest.raises(SystemExit) as stopped:
-        run.train_all([good, bad])
+        training.train_all([good, bad])
     assert stopped.value.code == 1
     assert good.process is not None
     assert good.process.poll() is not None
@@ -109,14 +110,13 @@ def test_no_run_outlives_the_driver_and_each_may_save(place, number, code):
     stand_in += 'def left(*_): Path("left").write_text("saved"); raise SystemExit(75)\n'
     stand_in += 'signal.signal(signal.SIGTERM, left); Path("ready").touch(); time.sleep(60)'
     driver = f"""
-import signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from scripts.demo import run
+import sys
+from rewarm.demo import run, training
 run.on_signals()
-training = run.Training('scratch')
-training.command = [sys.executable, '-c', {stand_in!r}]
+scratch = training.Training('scratch')
+scratch.command = [sys.executable, '-c', {stand_in!r}]
 try:
-    run.train_all([training])
+    training.train_all([scratch])
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -127,20 +127,3 @@ except KeyboardInterrupt:
     process.send_signal(number)
     assert process.wait(timeout=30) == code
     assert (place / 'left').read_text() == 'saved'
-
-
-def test_starting_over_removes_only_what_it_names(place, capsys):
-    for name in ('runs/demo-rewarm', 'runs/mine'):
-        (place / name).mkdir(parents=True)
-    run.start_over([Path('runs/demo-rewarm'), Path('runs/demo-scratch')])
-    assert not Path('runs/demo-rewarm').exists()
-    assert Path('runs/mine').exists()
-    assert 'runs/demo-rewarm' in capsys.readouterr().out
-
-
-def test_the_last_record_skips_torn_and_other_lines(tmp_path):
-    path = tmp_path / 'evals.jsonl'
-    assert run.last_record(path) == {}
-    path.write_text('{"set": "old", "loss": 2}\n{"set": "new", "loss": 1}\nnonsense\n{"set": "old", "lo')
-    assert run.last_record(path)['set'] == 'new'
-    assert run.last_record(path, set='old')['loss'] == 2

@@ -1,0 +1,159 @@
+"""The model that the user names: its sizes, where its weights are, and what goes with it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from rewarm.config.errors import UserError
+from rewarm.config.messages import did_you_mean
+from rewarm.config.schema import ModelConfig
+from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape
+from rewarm.config.source import read_source
+from rewarm.formats.checkpoint import read_latest
+from rewarm.formats.hugging_face import CONFIG_NAME, read_neox_config
+
+__all__ = ['Model', 'find_model']
+
+PEAK_RATES = {'pythia-14m': 1e-3, 'pythia-31m': 1e-3, 'pythia-70m': 1e-3, 'pythia-160m': 6e-4, 'pythia-1.4b': 2e-4}
+"""Of Pythia's own pre-training; 3.0e-4 for the other sizes."""
+
+USUAL_RATE = 3e-4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to go on with."""
+
+    name: str
+    """A size of ``MODEL_SHAPES``, or ``custom``."""
+    init_from: str
+    """As a run file says it."""
+    shape: ModelShape
+    tokenizer: str | None
+    """What its text was tokenized with, where that is known."""
+    gelu: str = 'tanh'
+    precision: Literal['bf16', 'fp32'] = 'bf16'
+    peak_rate: float = USUAL_RATE
+    """The highest learning rate that it was trained with: what to re-warm to if nobody says another one."""
+    missing: str | None = None
+    """The command that fetches it, if it is not on this machine."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The keys that ``custom`` needs, without those at their defaults."""
+        if self.name != 'custom':
+            return {}
+        usual = asdict(ModelShape(0, 0, 0, 4 * self.shape.hidden_size))
+        return {key: value for key, value in asdict(self.shape).items() if value != usual[key]}
+
+
+def find_model(text: str) -> Model:
+    """Finds what the user names.
+
+    Args:
+        text (str): A Pythia size, a Hugging Face folder or id of a GPT-NeoX model, or ``checkpoint:PATH``: a checkpoint of a
+            run, or the run's folder, whose newest one is taken.
+
+    Returns:
+        Model: With all that its files say.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if text in MODEL_SHAPES:
+        repository = f'EleutherAI/{text}'
+        rate, fetch = PEAK_RATES.get(text, USUAL_RATE), _how_to_get(repository)
+        return Model(text, f'hf:{repository}', MODEL_SHAPES[text], repository, peak_rate=rate, missing=fetch)
+    if text.startswith('checkpoint:'):
+        return _of_checkpoint(text.removeprefix('checkpoint:'))
+    source = text.removeprefix('hf:')
+    folder = Path(os.path.expanduser(source))
+    if source and folder.is_dir():
+        return _of_folder(folder, source)
+    if source and (cached := _in_cache(source)) is not None:
+        return _of_folder(cached, source)
+    known = f'Write a size ({", ".join(MODEL_SHAPES)}), a Hugging Face folder or id, or checkpoint:PATH'
+    fetch = f'. An id has to be on this machine first: {_how_to_get(source)}' if source.count('/') == 1 else ''
+    raise UserError(f'--model {text!r:.100}: no such model.{did_you_mean(text, MODEL_SHAPES)} {known}{fetch}')
+
+
+def _of_folder(folder: Path, source: str) -> Model:
+    config = read_neox_config(folder / CONFIG_NAME)
+    given = {key: value for key in SHAPE_KEYS if (value := getattr(config, key)) is not None}
+    for rope in filter(None, (config.rope_scaling, config.rope_parameters)):
+        for key, value in (('rotary_pct', rope.partial_rotary_factor), ('rotary_emb_base', rope.rope_theta)):
+            if value is not None:
+                given.setdefault(key, value)
+    shape = ModelShape(**given)
+    has_tokenizer = (folder / 'tokenizer.json').is_file()
+    name = _name_of(shape)
+    rate = PEAK_RATES.get(name, USUAL_RATE)
+    return Model(name, f'hf:{source}', shape, source if has_tokenizer else None, peak_rate=rate)
+
+
+def _of_checkpoint(text: str) -> Model:
+    path = Path(os.path.expanduser(text))
+    newest = read_latest(path / 'checkpoints')
+    if newest is not None:
+        path, text = path / 'checkpoints' / newest, f'{text.rstrip("/")}/checkpoints/{newest}'
+    if not (path / 'manifest.json').is_file():
+        raise UserError(
+            f'--model checkpoint:{text}: no checkpoint and no run folder with one. Name RUN/checkpoints/ba...'
+        )
+    run_folder = path.parent.parent
+    settings = run_folder / 'config.yaml'
+    if not settings.is_file():
+        raise UserError(
+            f'--model checkpoint:{text}: {settings} is not there, and it says what model this is. Name the checkpoint where '
+            'its run made it'
+        )
+    return _of_settings(read_source(settings).data, run_folder, f'checkpoint:{text}')
+
+
+def _of_settings(settings: Mapping[str, Any], run_folder: Path, init_from: str) -> Model:
+    """The model of a run by its ``config.yaml``; the rest of that file may speak of data that is no longer there."""
+    try:
+        model = ModelConfig.model_validate(settings.get('model'))
+    except ValidationError:
+        raise UserError(f'--model {init_from}: {run_folder}/config.yaml does not say what model this is') from None
+    own = run_folder / 'tokenizer'
+    tokenizer = str(own) if (own / 'tokenizer.json').is_file() else str(settings.get('tokenizer'))
+    stages: list[Any] = settings.get('stages') or []
+    rates = [rate for stage in stages if isinstance(rate := stage['schedule']['lr'], float)]
+    return Model(
+        _name_of(model.shape),
+        init_from,
+        model.shape,
+        tokenizer,
+        model.gelu,
+        'fp32' if settings.get('precision') == 'fp32' else 'bf16',
+        peak_rate=max(rates, default=USUAL_RATE),
+    )
+
+
+def _name_of(shape: ModelShape) -> str:
+    return next((name for name, known in MODEL_SHAPES.items() if known == shape), 'custom')
+
+
+def _in_cache(repository: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = repository.partition('@')
+    try:
+        found = try_to_load_from_cache(name, CONFIG_NAME, revision=revision or None)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _how_to_get(repository: str) -> str | None:
+    """The command that fetches a model, unless it is here."""
+    if _in_cache(repository) is not None:
+        return None
+    name, _, revision = repository.partition('@')
+    return f'hf download {name}' + f' --revision {revision}' * bool(revision)

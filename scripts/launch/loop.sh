@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Starts a run again until it is finished, on a machine without a scheduler. Name the run folder, then the command:
 #
-#   scripts/launch/loop.sh runs/pythia-410m-rewarm composer -n 8 scripts/train.py yamls/pythia-410m/rewarm.yaml
+#   scripts/launch/loop.sh runs/pythia-410m-rewarm composer -n 8 -m rewarm train yamls/pythia-410m/rewarm.yaml
 #
 # To count the GPUs anew at each start, let a shell work it out and then become the launcher:
 #
-#   scripts/launch/loop.sh runs/x bash -c 'exec composer -n "$(rewarm ranks run.yaml --available 7)" scripts/train.py run.yaml'
+#   scripts/launch/loop.sh runs/x bash -c 'exec composer -n "$(rewarm ranks run.yaml --available 7)" -m rewarm train run.yaml'
 #
 # The command's code      what follows
 #   0, 2                  the end: finished, or something that only you can put right

@@ -4,7 +4,8 @@
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 scripts/launch/multinode.sh yamls/pythia-410m/rewarm.yaml [key=value]...
 #   NODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 scripts/launch/multinode.sh yamls/pythia-410m/rewarm.yaml [key=value]...
 #
-# Alone on a machine it needs no variable. The other recipes here start it with what their scheduler knows.
+# Alone on a machine it needs no variable. rewarm must be installed, or be in this checkout's .venv. The other recipes here start it
+# with what their scheduler knows.
 #
 # Change  NODES (1)           nodes at hand
 #         NODE_RANK (0)       which of them this is; 0 writes the checkpoints, so give it the disk
@@ -41,4 +42,4 @@ if [ $((node * here)) -ge "$ranks" ]; then
     exit 0
 fi
 exec composer --nproc "$here" --world_size "$ranks" --node_rank "$node" --master_addr "${MASTER_ADDR:-127.0.0.1}" \
-    --master_port "${MASTER_PORT:-29500}" "$root/scripts/train.py" "$@"
+    --master_port "${MASTER_PORT:-29500}" -m rewarm train "$@"

@@ -3,69 +3,27 @@
 The differences on three seeds are in the comments; they are 2.5 to 16 times their own range over seeds.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rewarm.config.load import load
-from rewarm.config.plan import make_plan
 from rewarm.report.forgetting import Arm, Outcome, last_stage_arm
 from rewarm.report.run_folder import read_run
+from tests.end_to_end.demo_runs import check_preempted_and_whole, records
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
 
-def run_demo(place: Path, *options: str) -> str:
-    """Runs the demo in a folder of its own, which sees the checkout's scripts and YAMLs. Returns what it printed."""
-    for name in ('scripts', 'yamls'):
-        (place / name).symlink_to(ROOT / name)
-    command = [sys.executable, str(place / 'scripts/demo/run.py'), *options]
+def run_demo(place: Path) -> str:
+    """Runs the whole demo in a folder of its own. Returns what it printed."""
+    command = [sys.executable, '-m', 'rewarm', 'demo', str(place), '--full']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
-
-
-def records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def check_preempted_and_whole(place: Path, name: str) -> None:
-    """The run was preempted once, lost nothing, and did every batch once at the rate that the plan has for it."""
-    folder = place / f'runs/demo-{name}'
-    events = records(folder / 'events.jsonl')
-    resumes = [event for event in events if event['event'] == 'resume']
-    assert [event['signal'] for event in events if event['event'] == 'signal'] == ['SIGTERM']
-    assert [event['lost_batches'] for event in resumes] == [0]
-    assert [event['stage'] for event in events if event['event'] == 'stage_start'] == ['upstream', 'downstream']
-
-    plan = make_plan(load(ROOT / f'yamls/demo/{name}.yaml'))
-    second = plan.stages[1]
-    assert second.start_batch < resumes[0]['batch'] < second.end_batch
-    metrics = records(folder / 'metrics.jsonl')
-    assert [line['batch'] for line in metrics] == list(range(1, second.end_batch + 1))
-    for line in metrics:
-        assert line['lr'] == plan.lr_at(line['tokens'] - plan.tokens_per_batch)
-
-
-def test_quick_demo_is_preempted_goes_on_and_reports(tmp_path):
-    printed = run_demo(tmp_path, '--quick')
-    check_preempted_and_whole(tmp_path, 'quick')
-    page = tmp_path / 'runs/demo.html'
-    assert page.stat().st_size > 100_000
-    assert str(page) in printed
-    arm = last_stage_arm(read_run(tmp_path / 'runs/demo-quick'))
-    assert arm is not None
-    assert arm.old is not None
-    assert arm.new is not None
-    assert arm.old.rise is not None
-    assert arm.old.rise > 0.1  # code is forgotten
-    assert arm.new.adaptation is not None
-    assert arm.new.adaptation > 0.5  # prose is learned
 
 
 @pytest.fixture(scope='module')

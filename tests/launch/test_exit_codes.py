@@ -1,13 +1,17 @@
 """What the composer launcher answers with when ranks do not start, or end, at the same time."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from rewarm.resume.lock import run_lock
 from tests.end_to_end.conftest import Run
+from tests.end_to_end.waiting import wait_for
 
 IMPORTED_AT_EACH_START = 'sitecustomize.py'
 RANK_0_BEGINS_LAST = """
@@ -48,3 +52,30 @@ def test_a_refusal_keeps_its_code_even_if_another_rank_is_gone_first(make_run, t
         done = launch(run, each_start=RANK_0_ENDS_LAST_AND_BADLY, tmp_path=tmp_path)
     assert f'in use by process {os.getpid()} on' in done.stderr, done.stdout
     assert done.returncode == 2
+
+
+SAVES_AND_LEAVES = """
+import os, signal, sys, time
+told = []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: told.append(1))
+open('ready' + os.environ['RANK'], 'w').close()
+end = time.monotonic() + 60
+while not (told and os.path.exists('launcher-is-gone')) and time.monotonic() < end:
+    time.sleep(0.05)
+open('saved' + os.environ['RANK'], 'w').close()
+sys.exit(75)
+"""
+
+
+def test_after_a_second_ctrl_c_the_launcher_leaves_with_130_and_the_ranks_still_save(tmp_path):
+    (tmp_path / 'rank.py').write_text(SAVES_AND_LEAVES)
+    composer = str(Path(sys.executable).with_name('composer'))
+    launcher = subprocess.Popen([composer, '-n', '2', 'rank.py'], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(list(tmp_path.glob('ready*'))) == 2)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=30) == 130
+    (tmp_path / 'launcher-is-gone').touch()
+    wait_for(lambda: len(list(tmp_path.glob('saved*'))) == 2)

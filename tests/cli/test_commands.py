@@ -31,7 +31,7 @@ def test_the_version_is_that_of_the_package_and_needs_no_torch():
     assert invoke('--version') == f'rewarm {rewarm.__version__}\n'
     assert rewarm.__version__ == version('rewarm')
     code = "import sys; from rewarm.cli import main; sys.argv = ['rewarm', '--version']\n"
-    code += 'try: main()\nexcept SystemExit: print(sorted({"torch", "numpy", "pydantic"} & {*sys.modules}))'
+    code += 'try: main()\nexcept SystemExit: print(sorted({"torch", "numpy", "composer"} & {*sys.modules}))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1] == '[]'
 

@@ -145,4 +145,3 @@ def test_a_run_is_looked_at(installed, trained):
     assert json.loads(installed.run('rewarm status runs/again --json', at=trained))['batch'] == 6
     installed.run('rewarm report runs/again runs/demo-quick --out page.html', at=trained)
     assert (trained / 'page.html').stat().st_size > 100_000
-    assert 'Nothing to do' in installed.run('composer -n 2 -m rewarm train again.yaml data.num_workers=0', at=trained)

@@ -22,7 +22,16 @@ from typing import Any, BinaryIO, cast
 
 from rewarm.spare_reader import SpareReader
 
-__all__ = ['OutputError', 'drain', 'never_wait', 'on_loss', 'printable', 'say', 'take_over']
+__all__ = [
+    'OutputError',
+    'drain',
+    'never_wait',
+    'on_loss',
+    'printable',
+    'say',
+    'take_over',
+    'wait_while_read',
+]
 
 MOST_WAITING = 1000
 """Writes that wait for a reader that stands still; what comes after them is left out."""
@@ -175,6 +184,18 @@ _streams: dict[int, _Stream] = {}
 _spares: dict[int, SpareReader] = {}
 _lost: dict[str, str] = {}
 _record: Callable[[str], object] | None = None
+
+
+def wait_while_read(seconds: float) -> bool:
+    """Waits, but no longer than somebody reads standard output; returns whether they still do."""
+    if 'reason' in _lost:
+        return False
+    if 1 not in _descriptors:
+        time.sleep(seconds)
+        return True
+    reader = select.poll()
+    reader.register(1, 0)  # errors are told whatever is asked for
+    return not reader.poll(seconds * 1000)
 
 
 def take_over() -> None:

@@ -16,7 +16,7 @@ from rewarm.cli.new import new
 from rewarm.cli.pinning import pin
 from rewarm.cli.planning import plan, ranks, schema
 from rewarm.cli.training import train
-from rewarm.cli.watching import report, status
+from rewarm.cli.watching import report, runs, status
 from rewarm.config.errors import UserError
 
 __all__ = ['app', 'main']
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, convert, new, plan, train, status, report, pin, verify):
+for command in (demo, convert, new, plan, train, status, runs, report, pin, verify):
     app.command()(command)
 app.command('export')(export_checkpoint)
 app.command('import')(import_checkpoint)

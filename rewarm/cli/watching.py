@@ -8,8 +8,14 @@ import typer
 from rewarm.cli.arguments import AsJson, RunFolder
 
 Price = Annotated[float | None, typer.Option(min=0, max=1e12, help='Price of one GPU for an hour, for the cost.')]
+Watch = Annotated[
+    bool, typer.Option('--watch', help='Go on showing it, until Ctrl-C; in a pipe a block for each change.')
+]
+Every = Annotated[
+    float | None, typer.Option(metavar='SECONDS', help='The same, so often. Default: 5 s, in a bucket 60 s.')
+]
 
-__all__ = ['report', 'status']
+__all__ = ['report', 'runs', 'status']
 
 
 def report(
@@ -27,10 +33,26 @@ def report(
 
 def status(
     run: RunFolder,
+    watch: Watch = False,
+    every: Every = None,
     price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Says where a run is. Who holds it, its last save, stops and goodput, when it ends, and what a start would do."""
     from rewarm.report.show_status import status_command
 
-    status_command(run, as_json=as_json, price=price)
+    status_command(run, as_json=as_json, price=price, watching=watch or every is not None, every=every)
+
+
+def runs(
+    folder: Annotated[
+        str, typer.Argument(metavar='[FOLDER]', help='Where run folders are, also s3://BUCKET/PREFIX.')
+    ] = 'runs',
+    watch: Watch = False,
+    every: Every = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists runs, a line each. State, stage, batch, losses, last sign of life, and what needs attention."""
+    from rewarm.report.show_runs import runs_command
+
+    runs_command(folder, as_json=as_json, watching=watch or every is not None, every=every)

@@ -1,7 +1,6 @@
 """``rewarm plan`` and ``rewarm schema``: a plan as a table with a sketch of its rate, or as JSON; the settings as JSON Schema."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.saving import find_disk_warning
 from rewarm.config.schema import RunConfig
 from rewarm.config.world_sizes import spell_sizes
+from rewarm.console import open_console
 from rewarm.terminal import printable
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def plan_command(
     if as_json:
         print(json.dumps(plan.to_json(marks), indent=2))
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = open_console()
     for part in render(plan, marks, gpus=gpus, known=known, width=console.width):
         console.print(part)
 

@@ -299,20 +299,32 @@ def read_lines(kind: Kind[Record], path: Path, damage: Damage, *, last_bytes: in
     """
     try:
         with open_records(path) as file:
-            first = 1 if last_bytes is None else _skip_to_last(file, last_bytes)
-            return [record for _, record in parse_lines(kind, file, damage, first=first)]
+            begin = 0 if last_bytes is None else _skip_to_last(file, last_bytes)
+            found = Damage(damage.file)
+            lines = [record for _, record in parse_lines(kind, file, found)]
+            if found.lines and begin:  # counting the lines before takes long, and is needed to name one only
+                first, found = _count_lines(file, begin) + 1, Damage(damage.file)
+                lines = [record for _, record in parse_lines(kind, file, found, first=first)]
+            damage.lines, damage.first = damage.lines + found.lines, damage.first or found.first
+            return lines
     except FileNotFoundError:
         refuse_lost_link(path)
         return []
 
 
 def _skip_to_last(file: BinaryIO, size: int) -> int:
-    """Goes to the first line that begins within the last ``size`` bytes; returns its number."""
+    """Goes to the first line that begins within the last ``size`` bytes; returns its place in the file."""
     begin = max(0, file.seek(0, 2) - size)
+    file.seek(max(0, begin - 1))
+    if begin:
+        file.readline()  # ends where a line begins, if only with the byte before
+    return file.tell()
+
+
+def _count_lines(file: BinaryIO, end: int) -> int:
+    """The lines in the first ``end`` bytes, and goes there."""
     file.seek(0)
-    lines, left = 0, begin
+    lines, left = 0, end
     while left and (piece := file.read(min(left, 1 << 20))):
         lines, left = lines + piece.count(b'\n'), left - len(piece)
-    if begin and not file.readline().endswith(b'\n'):
-        return lines + 1
-    return lines + (2 if begin else 1)
+    return lines

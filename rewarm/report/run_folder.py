@@ -25,7 +25,18 @@ from rewarm.formats.run_files import Environment, PlanFile, PlannedStage, Planne
 from rewarm.formats.strict_json import Record, in_words, parse_record
 from rewarm.terminal import printable
 
-__all__ = ['Batch', 'Evaluation', 'Event', 'Run', 'Stage', 'read_run', 'read_runs']
+__all__ = [
+    'RUN_FILES',
+    'Batch',
+    'Evaluation',
+    'Event',
+    'NoRunYet',
+    'Run',
+    'Stage',
+    'is_run_folder',
+    'read_run',
+    'read_runs',
+]
 
 Format = TypeVar('Format', bound=Record)
 Line = TypeVar('Line', Batch, Evaluation)
@@ -39,8 +50,15 @@ LINE_BYTES = 500
 LARGEST_FILE_BYTES = 1 << 24
 """Of what a start writes; a plan of a hundred stages has 100 kB."""
 
+MOST_NAMED = 5
+"""Runs that a message names."""
+
 MOST_NAMES = 1000
 """Stages, and evaluation sets, of one run. Tables and charts have something for each."""
+
+
+class NoRunYet(UserError):
+    """There is no run; one may begin there."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +148,14 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [read_run(folder) for folder in folders]
 
 
-def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
+def read_run(folder: str | Path, *, last_batches: int | None = None, tail_bytes: int | None = None) -> Run:
     """Reads one run folder.
 
     Args:
         folder (str | Path): The folder that ``run_folder`` names in the run's YAML, here or in a bucket.
         last_batches (int | None): Read about so many of the newest batches only, for a glance at a long run: whatever is
             derived from batches is then about these.
+        tail_bytes (int | None): Read so much of the end of evaluations and events only.
 
     Returns:
         Run: Its records; empty where a file is not there yet.
@@ -149,21 +168,19 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         from rewarm.report.shadow import shadow
 
         with shadow(str(folder)) as copy:
-            return replace(read_run(copy, last_batches=last_batches), place=printable(without_secrets(str(folder))))
+            run = read_run(copy, last_batches=last_batches, tail_bytes=tail_bytes)
+            return replace(run, place=printable(without_secrets(str(folder))))
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f'{path}: no such folder')
-    if not any((path / name).is_file() for name in RUN_FILES):
-        raise UserError(
-            f'{path}: not a run folder, it has none of {", ".join(RUN_FILES)}; '
-            'give the folder that `run_folder` names in the YAML, for example runs/NAME',
-        )
+        raise NoRunYet(f'{path}: no such folder')
+    if not is_run_folder(path):
+        raise NoRunYet(f'{path}: not a run folder, it has none of {", ".join(RUN_FILES)}; {_which_run(path)}')
     metrics, evals, happened = (Damage(name) for name in ('metrics.jsonl', 'evals.jsonl', 'events.jsonl'))
     config, config_text = _read_config(path / 'config.yaml')
     plan = _read(PlanFile, path / 'plan.json')
     last_bytes = None if last_batches is None else last_batches * LINE_BYTES
     batches = _newest_batches(read_lines(BATCHES, path / metrics.file, metrics, last_bytes=last_bytes))
-    evaluations = _newest_evaluations(read_lines(EVALUATIONS, path / evals.file, evals))
+    evaluations = _newest_evaluations(read_lines(EVALUATIONS, path / evals.file, evals, last_bytes=tail_bytes))
     _refuse_too_many(((line.role, line.set) for line in evaluations), path / evals.file, 'evaluation sets')
     return Run(
         folder=path,
@@ -176,8 +193,24 @@ def read_run(folder: str | Path, *, last_batches: int | None = None) -> Run:
         stages=_stages(plan, config, batches, evaluations, path),
         batches=batches,
         evaluations=evaluations,
-        events=tuple(read_lines(EVENTS, path / happened.file, happened)),
+        events=tuple(read_lines(EVENTS, path / happened.file, happened, last_bytes=tail_bytes)),
         damage=tuple(each for each in (metrics, evals, happened) if each.lines),
+    )
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds a file of a run."""
+    return any((path / name).is_file() for name in RUN_FILES)
+
+
+def _which_run(path: Path) -> str:
+    """What to give instead of a folder that is none of a run."""
+    runs = sorted(each.name for each in path.iterdir() if each.is_dir() and is_run_folder(each))
+    if not runs:
+        return 'give the folder that `run_folder` names in the YAML, for example runs/NAME'
+    more = f' and {len(runs) - MOST_NAMED} more' if len(runs) > MOST_NAMED else ''
+    return printable(
+        f'it holds the runs {", ".join(runs[:MOST_NAMED])}{more}: name one of them. All: rewarm runs {path}'
     )
 
 

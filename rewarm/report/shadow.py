@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rewarm.buckets.bucket import open_bucket
+from rewarm.buckets.bucket import Bucket, Entry, open_bucket
+from rewarm.buckets.errors import BucketError
 from rewarm.buckets.parallel import in_parallel
 from rewarm.config.errors import UserError
+from rewarm.report.run_folder import NoRunYet
 
 __all__ = ['shadow']
 
@@ -22,16 +24,20 @@ LARGEST_LINES_BYTES = 512 << 20
 LARGEST_BYTES = 16 << 20
 """Of any other file that is read."""
 THREADS = 8
+ATTEMPTS = 3
+"""At an object that a run replaces meanwhile."""
 
 _CHECKPOINT_FILE = re.compile(r'(checkpoints/ba\d{8})/([^/]+)')
 
 
 @contextmanager
-def shadow(url: str) -> Iterator[Path]:
+def shadow(url: str, *, listed: Collection[Entry] | None = None, tail_bytes: int | None = None) -> Iterator[Path]:
     """Brings what a glance at a run needs; a checkpoint's tensors are empty files of the right size.
 
     Args:
         url (str): Such as ``s3://bucket/run``.
+        listed (Collection[Entry] | None): The objects there, if they are known. Default: they are listed.
+        tail_bytes (int | None): Bring only so much of the end of each file of lines, from the beginning of a line on.
 
     Yields:
         Path: A temporary folder with the files that a run folder has, and no others, without the checkpoints whose
@@ -42,9 +48,10 @@ def shadow(url: str) -> Iterator[Path]:
     """
     url = url.rstrip('/')
     bucket = open_bucket(url)
-    found = {entry.name: entry.bytes for entry in bucket.list(url)}
+    entries = {entry.name: entry for entry in (bucket.list(url) if listed is None else listed)}
+    found = {name: entry.bytes for name, entry in entries.items()}
     if not found:
-        raise UserError(f'{url}: nothing there; give what `run_folder` says in the run file')
+        raise NoRunYet(f'{url}: nothing there; give what `run_folder` says in the run file')
     parts = [match for name in found if (match := _CHECKPOINT_FILE.fullmatch(name))]
     whole = {part[1] for part in parts if part[2] == MANIFEST}
     outlines = [part[0] for part in parts if part[1] in whole and part[2] != MANIFEST]
@@ -53,6 +60,9 @@ def shadow(url: str) -> Iterator[Path]:
 
         def bring(name: str) -> None:
             bound = LARGEST_LINES_BYTES if name.endswith('.jsonl') else LARGEST_BYTES
+            if tail_bytes is not None and name.endswith('.jsonl') and found[name] > tail_bytes:
+                (folder / name).write_bytes(_tail(bucket, f'{url}/{name}', entries[name], tail_bytes))
+                return
             (folder / name).write_bytes(bucket.read(f'{url}/{name}', largest_bytes=bound) or b'')
 
         for name in whole:
@@ -66,3 +76,17 @@ def shadow(url: str) -> Iterator[Path]:
         records = [name for name in RECORDS if name in found]
         in_parallel(bring, [*records, *(f'{name}/{MANIFEST}' for name in whole)], THREADS)
         yield folder
+
+
+def _tail(bucket: Bucket, url: str, entry: Entry, size: int) -> bytes:
+    """The lines within the last bytes of an object, which a run may be replacing."""
+    for attempt in range(ATTEMPTS):
+        try:
+            data = bucket.read_range(url, max(0, entry.bytes - size), entry.bytes, entry.version)
+            return data[data.find(b'\n') + 1 :]
+        except BucketError:
+            newer = bucket.find(url)
+            if newer is None or newer == entry or attempt == ATTEMPTS - 1:
+                raise
+            entry = newer
+    raise AssertionError

@@ -3,52 +3,73 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rewarm.console import open_console
 from rewarm.report.newest_losses import loss_lines, loss_text, losses_to_json
 from rewarm.report.position import Position
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
+from rewarm.report.watch import Look, choose_seconds, watch
 from rewarm.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ['status_command', 'status_lines', 'to_json']
 
+STATE_COLOURS = {'running': 'green', 'finished': 'green', 'stopped': 'yellow'}
 QUIET_SECONDS = 300
 """A process that holds the run and has written nothing for longer than this is worth a look."""
 
 
-def status_command(folder: str, *, as_json: bool = False, price: float | None = None) -> None:
+def status_command(
+    folder: str,
+    *,
+    as_json: bool = False,
+    price: float | None = None,
+    watching: bool = False,
+    every: float | None = None,
+) -> None:
     """Prints where a run is.
 
     Args:
         folder (str): The run folder, here or in a bucket.
         as_json (bool): Whether to print JSON instead of words.
         price (float | None): Price of one device for an hour, in any unit of money.
+        watching (bool): Whether to go on showing it.
+        every (float | None): Seconds between looks then. Default: by where the folder is.
 
     Raises:
-        UserError: If it is no run folder.
+        UserError: If it is no run folder, or such a wait is none.
     """
-    status = find_status(folder)
-    if as_json:
-        print(json.dumps(to_json(status, price), indent=2, allow_nan=False))
-        return
-    from rich.console import Console
+
+    def look() -> Look:
+        status = find_status(folder)
+        return Look(to_json(status, price), None if as_json else _block(status, price))
+
+    if watching:
+        watch(look, seconds=choose_seconds(folder, every), as_json=as_json)
+    elif as_json:
+        print(json.dumps(look().facts, indent=2, allow_nan=False))
+    else:
+        open_console().print(look().block)
+
+
+def _block(status: Status, price: float | None) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    colour = {'running': 'green', 'finished': 'green', 'stopped': 'yellow'}.get(status.state, 'default')
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     why = f' ({status.reason})' if status.state == 'stopped' else ''
-    said = [_cell(status.run.name, 'bold'), ' is ', _cell(status.state, colour), _cell(why)]
-    console.print(Text.assemble(*said))
+    name, state = _cell(status.run.name, 'bold'), _cell(status.state, STATE_COLOURS.get(status.state, 'default'))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style='dim')
     table.add_column()
     for key, value in status_lines(status, price).items():
         table.add_row(key, _cell(value))
-    console.print(table)
+    return Group(Text.assemble(name, ' is ', state, _cell(why)), table)
 
 
 def status_lines(status: Status, price: float | None = None) -> dict[str, str]:

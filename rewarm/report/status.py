@@ -6,11 +6,12 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rewarm.buckets.bucket import Entry
 from rewarm.formats.files import read_bytes
 from rewarm.formats.records import LONGEST_SECONDS
 from rewarm.report.checkpoints import Saved, find_saved
@@ -26,6 +27,8 @@ __all__ = ['Lag', 'Status', 'find_status']
 
 RECENT_BATCHES = 100
 """Speed is the median of the last so many batches."""
+TAIL_BYTES = 1 << 16
+"""Of a brief look: a line has some hundreds."""
 BATCH_SECONDS = rb'"seconds": ([0-9]{1,9}(?:\.[0-9]{1,20})?(?:e-[0-9]{1,3})?)[,}]'
 
 
@@ -146,12 +149,20 @@ class Status:
         return None if eta is None else eta / 3600 * (self.run.environment.world_size or 1)
 
 
-def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
+def find_status(
+    folder: str | Path,
+    *,
+    now: datetime | None = None,
+    brief: bool = False,
+    listed: Collection[Entry] | None = None,
+) -> Status:
     """Looks at a run folder; the run may be going on, and nothing is touched.
 
     Args:
         folder (str | Path): The run folder, here or in a bucket.
         now (datetime | None): The time to count ages from. Default: the clock's.
+        brief (bool): Whether to read no more than the ends of files: what is derived from all of them is not known then.
+        listed (Collection[Entry] | None): Of a bucket: the objects there, if they are known.
 
     Returns:
         Status: As of ``now``.
@@ -161,15 +172,15 @@ def find_status(folder: str | Path, *, now: datetime | None = None) -> Status:
     """
     place = str(folder)
     if '://' not in place:
-        return _find_status(Path(folder), place, now or datetime.now(UTC))
+        return _find_status(Path(folder), place, now or datetime.now(UTC), brief=brief)
     from rewarm.report.shadow import shadow
 
-    with shadow(place) as copy:
-        return _find_status(copy, place, now or datetime.now(UTC))
+    with shadow(place, listed=listed, tail_bytes=TAIL_BYTES if brief else None) as copy:
+        return _find_status(copy, place, now or datetime.now(UTC), brief=brief)
 
 
-def _find_status(folder: Path, place: str, now: datetime) -> Status:
-    run = read_run(folder, last_batches=RECENT_BATCHES)
+def _find_status(folder: Path, place: str, now: datetime, *, brief: bool) -> Status:
+    run = read_run(folder, last_batches=RECENT_BATCHES, tail_bytes=TAIL_BYTES if brief else None)
     in_bucket = '://' in place
     owner = find_claim(run.folder) if in_bucket else find_owner(run.folder)
     metrics = run.folder / 'metrics.jsonl'
@@ -204,8 +215,10 @@ def _find_status(folder: Path, place: str, now: datetime) -> Status:
         pinned=tuple(each.name for each in saved if each.pinned),
         lag=None if in_bucket else _find_lag(run.events),
         stops=tuple(interruptions(run.events, ended=not (held or finished))),
-        device_hours=device_hours_so_far(run, starts, now if held and not in_bucket else last_sign_at),
-        goodput=_goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
+        device_hours=None
+        if brief
+        else device_hours_so_far(run, starts, now if held and not in_bucket else last_sign_at),
+        goodput=None if brief else _goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
         is_starting=bool(starts) and held and not starts[-1].same_process and starts[-1].training is None,
         ending=ending,
         finished=finished,

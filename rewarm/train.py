@@ -166,6 +166,9 @@ def _go_on(this: Start) -> int:
     events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname(), seconds=seconds)
     if saved is not None:
         events.record('resume', **{'from': saved.path.name}, where=where, lost_batches=lost)
+    elif (origin := state.checkpoint) is not None:  # which weights those are, whatever its folder holds later
+        entry = origin.manifest.files[origin.model_file.name]
+        events.record('starting_weights', path=str(origin.path), sha256=entry.sha256)
     for damage in damaged:
         events.record('records_damaged', path=damage.file, lines=damage.lines, reason=str(damage.first))
         announce(str(damage))

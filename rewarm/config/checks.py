@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rewarm.config.buckets import SCHEMES
 from rewarm.config.errors import UserError
+from rewarm.config.eval_sets import find_misfits
 from rewarm.config.limits import find_limits, places
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.messages import did_you_mean
@@ -69,7 +70,7 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
     Returns:
         tuple[list[str], list[str]]: Warnings, and notes on what was rounded.
     """
-    warnings = list(find_oddities(config))
+    warnings = [*find_oddities(config), *find_misfits(config)]
     if config.preemption.grace_period.seconds > LAUNCHER_GRACE_SECONDS:
         warnings.append(
             f'`preemption.grace_period` is {config.preemption.grace_period}, but the `composer` launcher kills its ranks '

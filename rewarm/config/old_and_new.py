@@ -46,9 +46,9 @@ class Told:
 
     @property
     def words(self) -> str:
-        """The same for a reader: ``new``, ``old``, ``old, replayed``, ``old, trained again``, ``not trained yet``."""
+        """The same for a reader: ``new``, ``old``, ``old, replayed``, ``old, trained again``, ``not trained``."""
         if self.kind == 'unseen':
-            return 'not trained yet'
+            return 'not trained'
         again = {'main': ', trained again', 'replay': ', replayed', 'no': ''}[self.trained]
         return f'old{again}' if self.kind == 'old' else 'new'
 
@@ -61,6 +61,11 @@ class SetStory:
     """Names of its streams in this run, in the order in which stages have them."""
     stages: tuple[Told, ...]
     """What it is in each stage."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The same in words."""
+        return tuple(told.words for told in self.stages)
 
 
 @dataclass(frozen=True)

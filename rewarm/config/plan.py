@@ -9,6 +9,7 @@ from rewarm.config.checks import find_problems, find_warnings
 from rewarm.config.cost import BYTES_PER_PARAMETER, HOPELESS, Cost, estimate_cost, seconds_per_batch
 from rewarm.config.duration import Duration
 from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.eval_sets import tell_config
 from rewarm.config.goodput import Conditions, Losses, find_losses
 from rewarm.config.memory import Memory, estimate_memory
 from rewarm.config.saving import find_saving_warnings
@@ -41,6 +42,7 @@ class Plan:
         memory (dict[str, Memory]): Bytes on one device with each implementation, `triton` and `torch`.
         losses (Losses): What takes time from training: known where it was given, else assumed.
         cost (Cost): Hours, money, goodput.
+        eval_sets (dict[str, tuple[str, ...]]): What each evaluation set is in each stage, in words.
         warnings (tuple[str, ...]): What is allowed and may surprise.
         notes (tuple[str, ...]): What was rounded.
     """
@@ -61,6 +63,7 @@ class Plan:
     memory: dict[str, Memory]
     losses: Losses
     cost: Cost
+    eval_sets: dict[str, tuple[str, ...]]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -127,7 +130,13 @@ class Plan:
         recommended = self.cost.recommended_interval
         return {
             'tokens_per_batch': self.tokens_per_batch,
-            'stages': [{key: getattr(stage, key) for key in keys} for stage in self.stages],
+            'stages': [
+                {
+                    **{key: getattr(stage, key) for key in keys},
+                    'eval_sets': {name: words[stage.index] for name, words in self.eval_sets.items()},
+                }
+                for stage in self.stages
+            ],
             'lr_at': [
                 {'tokens': point, 'stage': self.stage_at(point).name, 'lr': self.lr_at(point)} for point in points
             ],
@@ -210,6 +219,7 @@ def make_plan(
         },
         losses=losses,
         cost=cost,
+        eval_sets={name: story.words for name, story in tell_config(config).sets.items()},
         warnings=tuple(warnings),
         notes=tuple(notes),
     )

@@ -271,7 +271,9 @@ class EvalSetConfig(Section):
     local: PathText | None = None
     """The folder they are cached in; alone, the folder they are already in."""
     role: Literal['upstream', 'downstream']
-    """`upstream` is old data, on which forgetting is measured; `downstream` is the new data."""
+    """What it is when the run begins: `upstream` is data that the starting weights learned, on which forgetting is measured; `downstream` is not. Later a set is old once a stage has trained its data."""
+    of: Annotated[tuple[Name, ...], Field(strict=False)] | None = None
+    """Streams whose data it is, by name; `[]` if no stage trains it. Default: the streams of its own name, of its own folder, and at `DIR/train` where it is `DIR/val`."""
 
 
 class EvalConfig(Section):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,6 +243,7 @@ def _fact_table(plan: Plan, gpus: int | None, known: Conditions) -> 'Table':
         'parameters': f'{plan.parameters:,}',
         'FLOPs per token': f'{plan.flops_per_token_full:.4g} (attention in full), {plan.flops_per_token_causal:.4g} (causal only)',
         'evaluations': f'every {plan.eval_interval_batches:,} batches, before and after each stage',
+        **{f'eval set {name}': set_line(plan, name) for name in plan.eval_sets},
         'checkpoints': f'every {interval}; at most {plan.checkpoints} kept x {_size(plan.checkpoint_bytes)} = {_size(disk)} '
         f'({BYTES_PER_PARAMETER} bytes a parameter)',
         'saving': _saving(plan, known),
@@ -260,6 +262,15 @@ def _fact_table(plan: Plan, gpus: int | None, known: Conditions) -> 'Table':
     for key, value in facts.items():
         table.add_row(key, value)
     return table
+
+
+def set_line(plan: Plan, name: str) -> str:
+    """What an evaluation set is over the stages: ``new in law; old in june``; three stages and more are a span."""
+    spans: list[str] = []
+    for words, pairs in groupby(zip(plan.eval_sets[name], plan.stages, strict=True), key=lambda pair: pair[0]):
+        stages = [stage.name for _, stage in pairs]
+        spans.append(f'{words} in ' + (', '.join(stages) if len(stages) < 3 else f'{stages[0]} to {stages[-1]}'))
+    return '; '.join(spans)
 
 
 def _saving(plan: Plan, known: Conditions) -> str:

@@ -102,6 +102,8 @@ class Change:
     """Whether the set's data had been learned before: then a higher loss is forgetting."""
     stage: str
     """The stage at whose start (of *since trained*: at whose end) the change begins."""
+    since: str
+    """The position at which it begins, in words: ``june began``, ``law ended``, ``the run began``."""
 
     @property
     def difference(self) -> float:
@@ -269,11 +271,11 @@ class _Losses:
         self.newest = lines[-1]
         self.reasons: dict[str, str] = {}
 
-    def since(self, what: str, tokens: int, stage: str, where: str, *, old: bool) -> Change | None:
+    def since(self, what: str, tokens: int, stage: str, when: str, *, old: bool) -> Change | None:
         """The change since a position, if it was evaluated there."""
         if tokens in self.at:
-            return Change(self.at[tokens], self.newest.loss, old, stage)
-        self.reasons[what] = f'not evaluated {where}'
+            return Change(self.at[tokens], self.newest.loss, old, stage, when)
+        self.reasons[what] = f'not evaluated when {when}'
         return None
 
 
@@ -282,13 +284,12 @@ def _changes(run: Run, stories: Stories, name: str, lines: Sequence[Evaluation],
     told = {stage: stories.told(name, stage) for stage in (*stories.stages, *(each.name for each in run.stages))}
     first, change = run.stages[0], None
     if losses.newest.stage == last.name:
-        where = f'at the start of {last.name}'
         old = told[last.name].kind == 'old'
-        change = losses.since('last_stage', last.start_tokens, last.name, where, old=old)
+        change = losses.since('last_stage', last.start_tokens, last.name, f'{last.name} began', old=old)
     else:
         losses.reasons['last_stage'] = f'not evaluated in {last.name}'
     old = told[first.name].kind == 'old'
-    began = losses.since('since_began', first.start_tokens, first.name, 'when the run began', old=old)
+    began = losses.since('since_began', first.start_tokens, first.name, 'the run began', old=old)
     return SetChanges(
         set=name,
         belongs_to=stories.sets[name].belongs_to if name in stories.sets else (),
@@ -312,7 +313,7 @@ def _since_trained(run: Run, told: dict[str, Told], losses: _Losses, began: Chan
         return None
     if trained:
         name, end = trained[-1].name, run.stages[trained[-1].index + 1].start_tokens
-        return losses.since('since_trained', end, name, f'at the end of {name}', old=True)
+        return losses.since('since_trained', end, name, f'{name} ended', old=True)
     if told[run.stages[0].name].kind != 'old':
         losses.reasons['since_trained'] = 'it was not trained yet'
     elif began is None:

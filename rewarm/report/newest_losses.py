@@ -64,7 +64,7 @@ def loss_text(loss: float) -> str:
 def _losses(changes: Sequence[SetChanges], newest: dict[str, Evaluation], batch: int) -> str:
     places = {newest[each.set].batch for each in changes}
     told = [
-        f'{set_label(each.set, each.kind)} {loss_text(each.loss)}'
+        f'{set_label(each.set, each.told[each.stage].words)} {loss_text(each.loss)}'
         + (f' at batch {newest[each.set].batch:,}' if len(places) > 1 else '')
         for each in changes
     ]
@@ -83,7 +83,7 @@ def _change(each: SetChanges, *, old: bool) -> str:
     value = change.difference if old else -change.difference
     text = f'{each.set} {value:+.3f} in stage {change.stage}'
     if old and since is not None and since.before != change.before and math.isfinite(since.difference):
-        text += f' ({since.difference:+.3f} since stage {since.stage} trained it)'
+        text += f' ({since.difference:+.3f} since {since.since})'
     return text
 
 
@@ -97,6 +97,7 @@ def _as_json(change: Change | None) -> dict[str, Any] | None:
     if change is None or not math.isfinite(change.difference):
         return None
     return {
+        'since': change.since,
         'from_stage': change.stage,
         'before': change.before,
         'after': change.after,

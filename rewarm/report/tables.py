@@ -48,7 +48,8 @@ def stage_outcomes_table(run: Run, number: int) -> str:
     head += ('Perplexity', 'Bits per byte')
     caption = (
         'What each stage did to the validation losses, in nats per token. Perplexity and bits per byte are those at the '
-        'end of the stage. A stage that began with untrained weights has nothing to forget.'
+        'end of the stage. A set is old once an earlier stage, or the starting weights, learned its data: a stage that began '
+        'with untrained weights has nothing to forget.'
     )
     return _table(number, caption, head, groups)
 
@@ -65,7 +66,7 @@ def changes_table(run: Run, number: int) -> str:
 
 
 def arms_table(arms: Sequence[Arm], number: int) -> str:
-    """The last stage of several runs, a line each."""
+    """The last stage of several runs, a line each, with what was forgotten over longer spans."""
     rows = []
     for arm in arms:
         old, new = arm.old, arm.new
@@ -77,13 +78,33 @@ def arms_table(arms: Sequence[Arm], number: int) -> str:
                 _signed(old.rise if old and not old.untrained else None),
                 _loss(old.end if old else None),
                 _signed(old.forgetting if old else None),
+                _signed(arm.since_trained),
+                _signed(arm.since_began),
                 _loss(new.before if new else None),
                 _loss(new.end if new else None),
                 _signed(new.adaptation if new else None),
             ),
         )
-    head = ('Run', 'Tokens', 'Old before', 'Rise', 'Old end', 'Forgetting', 'New before', 'New end', 'Adaptation')
-    return _table(number, 'The last stage of every run; losses in nats per token.', head, [('', rows)])
+    head = ('Run', 'Tokens', 'Old before', 'Rise', 'Old end', 'Forgetting', 'since trained', 'since the run began')
+    head += ('New before', 'New end', 'Adaptation')
+    caption = (
+        'The last stage of every run; losses in nats per token. New is what the stage trains for its own sake, old the other '
+        'data that was learned before, and what is forgotten of it is told for the last stage, since it was last trained '
+        f'for its own sake, and since the run began. {_sets_text(arms)}'
+    )
+    return _table(number, caption, head, [('', rows)])
+
+
+def _sets_text(arms: Sequence[Arm]) -> str:
+    """The evaluation sets behind the columns; by run, where runs differ in them."""
+
+    def sides(arm: Arm) -> str:
+        return f'old is {", ".join(arm.old_sets) or "nothing"}, new is {", ".join(arm.new_sets) or "nothing"}'
+
+    said = {arm.name: sides(arm) for arm in arms}
+    if len(set(said.values())) == 1:
+        return f'Here {sides(arms[0])}.'
+    return 'By evaluation set: ' + '; '.join(f'in {name} {text}' for name, text in said.items()) + '.'
 
 
 def stages_table(run: Run, number: int) -> str:

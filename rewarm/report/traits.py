@@ -208,7 +208,7 @@ def _folder(place: str) -> str:
 def _recorded_hash(events: Collection[Event]) -> str | None:
     """What the run noted of the checkpoint that it began from."""
     said = [event.fields.get('sha256') for event in events if event.event == 'starting_weights']
-    return next((each for each in said if isinstance(each, str)), None)
+    return next((each for each in reversed(said) if isinstance(each, str)), None)
 
 
 def _hash_of(run: Run, name: str) -> str | None:

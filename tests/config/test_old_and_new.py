@@ -24,14 +24,14 @@ def test_a_set_is_old_once_an_earlier_stage_learned_it():
     assert told([['law'], ['june'], ['july']], PILE, LAW, JUNE) == {
         'pile': ['old', 'old', 'old'],
         'law': ['new', 'old', 'old'],
-        'june': ['not trained yet', 'new', 'old'],
+        'june': ['not trained', 'new', 'old'],
     }
 
 
 def test_from_scratch_nothing_is_old_at_first():
     assert told([['pile'], ['law'], ['june']], PILE, LAW, untrained=True) == {
         'pile': ['new', 'old', 'old'],
-        'law': ['not trained yet', 'new', 'old'],
+        'law': ['not trained', 'new', 'old'],
     }
 
 
@@ -39,7 +39,7 @@ def test_old_data_beside_new_data_is_replayed_and_still_old():
     assert told([['law', 'pile'], ['june', 'law', 'pile']], PILE, LAW, JUNE) == {
         'pile': ['old, replayed', 'old, replayed'],
         'law': ['new', 'old, replayed'],
-        'june': ['not trained yet', 'new'],
+        'june': ['not trained', 'new'],
     }
 
 
@@ -78,15 +78,15 @@ def test_a_set_belongs_to_the_streams_that_read_the_same_dataset(stream, its, mi
 
 
 def test_of_says_where_a_set_belongs():
-    assert told([['june'], ['july']], SetData('fresh', False, ('july',))) == {'fresh': ['not trained yet', 'new']}
+    assert told([['june'], ['july']], SetData('fresh', False, ('july',))) == {'fresh': ['not trained', 'new']}
     # ... and nothing else does then: it has the name of a stream, and no stage trains it.
-    assert told([['law'], ['june']], SetData('law', False, ())) == {'law': ['not trained yet', 'not trained yet']}
+    assert told([['law'], ['june']], SetData('law', False, ())) == {'law': ['not trained', 'not trained']}
     assert told([['law'], ['june']], SetData('law', True, ())) == {'law': ['old', 'old']}
 
 
 def test_where_nothing_says_where_a_set_belongs_its_role_decides_as_in_old_runs():
     assert told([['a'], ['b']], SetData('x', True), SetData('y', False)) == {'x': ['old', 'old'], 'y': ['new', 'new']}
-    assert told([['a'], ['b']], SetData('x', True), untrained=True) == {'x': ['not trained yet', 'old']}
+    assert told([['a'], ['b']], SetData('x', True), untrained=True) == {'x': ['not trained', 'old']}
 
 
 def test_a_stream_without_a_set_is_known_by_its_name_or_folder():

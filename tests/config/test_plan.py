@@ -152,6 +152,7 @@ def test_json(plan):
         'end_tokens',
         'schedule',
         'streams',
+        'eval_sets',
     ]
     assert content['lr_at'] == [{'tokens': 0, 'stage': 'old', 'lr': 0}, {'tokens': 3200, 'stage': 'new', 'lr': 0}]
     assert content['bytes'] == 3 * 12 * 14_067_712

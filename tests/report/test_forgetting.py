@@ -75,7 +75,7 @@ def test_outcomes_of_a_run_with_two_stages(make_run):
         ('prose', 'prose'),
     ]
     upstream, unseen, old, new = results
-    assert [each.told.words for each in results] == ['new', 'not trained yet', 'old', 'new']
+    assert [each.told.words for each in results] == ['new', 'not trained', 'old', 'new']
     assert unseen.outcome.forgetting is None  # it began untrained
     assert old.outcome.before == pytest.approx(upstream.outcome.end, abs=0.02)
     assert old.outcome.forgetting == pytest.approx(0.95, abs=0.01)
@@ -163,8 +163,8 @@ def test_four_stages_from_scratch_with_replay_and_a_stage_of_old_data_alone(tmp_
     )
     assert {name: [each.told[stage].words for stage in each.told] for name, each in found.items()} == {
         'code': ['new', 'old', 'old', 'old, trained again'],
-        'prose': ['not trained yet', 'new', 'old, replayed', 'old'],
-        'law': ['not trained yet', 'not trained yet', 'new', 'old'],
+        'prose': ['not trained', 'new', 'old, replayed', 'old'],
+        'law': ['not trained', 'not trained', 'new', 'old'],
     }
     assert differences(found['code']) == [('forgetting', -1.3), None, ('adaptation', -4.8)]
     # Replay is no training of prose for its own sake: it counts from the end of the second stage, 3.5.
@@ -189,8 +189,8 @@ def test_what_was_not_evaluated_is_not_guessed(tmp_path):
     assert differences(found['pile']) == [('forgetting', 0.3), ('forgetting', 0.7), ('forgetting', 0.7)]
     assert differences(found['law']) == [None, None, ('adaptation', -1.2)]
     assert found['law'].reasons == {
-        'last_stage': 'not evaluated at the start of july',
-        'since_trained': 'not evaluated at the end of law',
+        'last_stage': 'not evaluated when july began',
+        'since_trained': 'not evaluated when law ended',
     }
     assert differences(found['news']) == [None, None, None]
 

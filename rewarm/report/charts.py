@@ -1,4 +1,4 @@
-"""The page's charts of losses and rates, over the tokens of a run."""
+"""The page's charts of one run: losses and rates over its tokens."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from rewarm.report.arms import Arm, pareto_front
-from rewarm.report.forgetting import Curve, by_set
+from rewarm.report.forgetting import by_set
 from rewarm.report.interruptions import interruptions
-from rewarm.report.plots import Figure, escape_label, finite_span, panels, scatter, set_range
+from rewarm.report.plots import Figure, escape_label, panels, scatter, set_range, stage_label, upright
 from rewarm.report.run_folder import Batch, Run
 from rewarm.report.stories import find_stories, set_label
 
-__all__ = ['comparison_figure', 'pareto_figure', 'training_figure', 'validation_figure']
+__all__ = ['UNTRAINED_SHARE', 'rate_of', 'rate_trace', 'training_figure', 'validation_figure']
 
 MAX_POINTS = 500
 """Points of a training curve in one stage; more batches than this share a point (mean, lowest and highest)."""
@@ -21,16 +20,7 @@ MAX_MARKS = 80
 """Evaluations are marked one by one up to here."""
 MAX_LINES = 12
 """Up to here every interruption gets a line through the chart; beyond, only its mark."""
-SET_DASHES = ('solid', 'dash', 'dot', 'dashdot')
-ARM_DASHES = {'rewarm': 'solid', 'constant': 'dash', 'scratch': 'dot', 'replay': 'dashdot', 'same-data': 'longdash'}
-ARM_MARKS = {
-    'rewarm': 'circle',
-    'constant': 'square',
-    'scratch': 'x',
-    'replay': 'diamond',
-    'same-data': 'triangle-up',
-}
-OTHER_COLOURS = 4
+SET_DASHES = ('solid', '8px,4px', '2px,3px', '8px,4px,2px,4px', '14px,5px')
 UNTRAINED_SHARE = 0.1
 """An untrained model starts so high that all differences would vanish: loss axes ignore this share of its stage."""
 
@@ -47,23 +37,20 @@ def validation_figure(run: Run) -> Figure:
     for index, (name, mine) in enumerate(lines.items()):
         points = {line.tokens: line for line in mine}
         old = kinds[name] == 'old'
+        colour = '--old' if old else '--new'
         before = [each for each in [*lines][:index] if (kinds[each] == 'old') == old]
         traces.append(
             {
                 **scatter([*points], [points[tokens].loss for tokens in points]),
                 'name': escape_label(set_label(name, stories.told(name, mine[-1].stage).words)),
                 'mode': 'lines+markers' if len(points) <= MAX_MARKS else 'lines',
-                'line': {'color': '--old' if old else '--new', 'width': 2, 'dash': SET_DASHES[len(before) % 4]},
-                'marker': {
-                    'size': 4,
-                    'color': '--old' if old else '--new',
-                    'symbol': 'circle' if old else 'square',
-                },
-                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
+                'line': {'color': colour, 'width': 2, 'dash': SET_DASHES[len(before) % len(SET_DASHES)]},
+                'marker': {'size': 4, 'color': colour, 'symbol': 'circle' if old else 'square'},
+                'hovertemplate': '%{y:.4f} at %{x:.4s} tokens',
             },
         )
-    x, y = _rate(run.batches)
-    traces.append(_rate_trace(x, y, 'learning rate', '--ink', None))
+    x, y = rate_of(run.batches)
+    traces.append(rate_trace(x, y, 'learning rate', '--ink', None))
     layout = panels(height=520, rows=(('validation loss', 0.36, 1.0), ('learning rate', 0.0, 0.28)))
     layout['shapes'], layout['annotations'] = _stage_marks(run)
     set_range(layout['xaxis'], [0, run.tokens], margin=0.01)
@@ -94,7 +81,7 @@ def training_figure(run: Run) -> Figure:
                 'mode': 'lines',
                 'line': {'color': '--ink', 'width': 1.3},
                 'showlegend': False,
-                'hovertemplate': '%{y:.3f} at %{x:.4s} tokens<extra>' + escape_label(stage.name) + '</extra>',
+                'hovertemplate': '%{y:.4f} at %{x:.4s} tokens<extra>' + escape_label(stage.name) + '</extra>',
                 'legendgroup': str(number),
             },
         )
@@ -104,94 +91,8 @@ def training_figure(run: Run) -> Figure:
     return {'data': traces, 'layout': layout}
 
 
-def comparison_figure(arms: Sequence[Arm]) -> Figure:
-    """Old loss, new loss and rate of several runs over the tokens since each one's last stage began."""
-    traces = []
-    for index, arm in enumerate(arms):
-        colour, dash, _ = _arm_style(arm, index)
-        style = {
-            'mode': 'lines',
-            'name': escape_label(arm.name),
-            'legendgroup': str(index),
-            'line': {'color': colour, 'width': 2, 'dash': dash},
-            'hovertemplate': '%{y:.3f} at %{x:.4s} tokens',
-        }
-        shown = False
-        for axis, curve in (('', arm.old_curve), ('2', arm.new_curve)):
-            if curve:
-                traces.append({**_curve_line(curve), **style, 'yaxis': f'y{axis}', 'showlegend': not shown})
-                shown = True
-        x, y = _rate(arm.run.stage_batches(arm.stage.name))
-        start = arm.stage.start_tokens
-        rate = _rate_trace([tokens - start for tokens in x], y, escape_label(arm.name), colour, dash, axis='y3')
-        traces.append({**rate, 'legendgroup': str(index)})
-    rows = (('loss on old data', 0.64, 1.0), ('loss on new data', 0.25, 0.59), ('learning rate', 0.0, 0.18))
-    layout = panels(height=760, rows=rows, x_title='tokens since the last stage began')
-    for axis, curves in (('yaxis', [arm.old_curve for arm in arms]), ('yaxis2', [arm.new_curve for arm in arms])):
-        values = [loss for arm, curve in zip(arms, curves, strict=True) for loss in _telling(arm, curve)]
-        set_range(layout[axis], values)
-    set_range(layout['xaxis'], [0, *(arm.stage.done_tokens for arm in arms)], margin=0.01)
-    return {'data': traces, 'layout': layout}
-
-
-def pareto_figure(arms: Sequence[Arm]) -> Figure:
-    """End points of several runs, old loss against new loss, and the front that no other run beats on both.
-
-    Args:
-        arms (Sequence[Arm]): Arms of the comparison; those without both losses are left out.
-    """
-    complete = [(index, arm) for index, arm in enumerate(arms) if arm.old and arm.new]
-    points = [(arm.old.end, arm.new.end) for _, arm in complete if arm.old and arm.new]
-    front = pareto_front(points)
-    traces: list[Figure] = [
-        {
-            **scatter([points[i][0] for i in front], [points[i][1] for i in front]),
-            'mode': 'lines',
-            'line': {'color': '--faint', 'width': 1.5, 'dash': 'dot'},
-            'hoverinfo': 'skip',
-            'showlegend': False,
-        },
-    ]
-    for (index, arm), (old, new) in zip(complete, points, strict=True):
-        colour, _, mark = _arm_style(arm, index)
-        traces.append(
-            {
-                **scatter([old], [new]),
-                'mode': 'markers+text',
-                'name': escape_label(arm.name),
-                'text': [escape_label(arm.name)],
-                # Towards the middle, so that no name is cut at an edge.
-                'textposition': 'top left' if 2 * old > sum(finite_span([x for x, _ in points])) else 'top right',
-                'cliponaxis': False,
-                'textfont': {'color': colour},
-                'marker': {'size': 11, 'color': colour, 'symbol': mark},
-                'hovertemplate': 'old %{x:.3f}, new %{y:.3f}',
-                'showlegend': False,
-            },
-        )
-    layout = panels(
-        height=420, rows=(('loss on new data at the end', 0.0, 1.0),), x_title='loss on old data at the end'
-    )
-    for axis, values in (('xaxis', [x for x, _ in points]), ('yaxis', [y for _, y in points])):
-        layout[axis].update(exponentformat='none', tickformat='.2f')
-        set_range(layout[axis], values, margin=0.15)
-    layout['hovermode'] = 'closest'
-    layout['margin']['t'] = 20
-    return {'data': traces, 'layout': layout}
-
-
-def _curve_line(curve: Curve) -> Figure:
-    return scatter([tokens for tokens, _ in curve], [loss for _, loss in curve])
-
-
-def _telling(arm: Arm, curve: Curve) -> list[float]:
-    """The losses that set the range of an axis; of an untrained start only those after the first steep fall."""
-    untrained = bool((arm.old or arm.new) and (arm.old or arm.new).untrained)  # type: ignore[union-attr]
-    after = UNTRAINED_SHARE * arm.stage.planned_tokens if untrained else 0
-    return [loss for tokens, loss in curve if tokens >= after and math.isfinite(loss)]
-
-
-def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:
+def rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str | None, axis: str = 'y2') -> Figure:
+    """A line of learning rates, in the panel ``axis``."""
     return {
         **scatter(x, y),
         'mode': 'lines',
@@ -203,7 +104,7 @@ def _rate_trace(x: list[int], y: list[float], name: str, colour: str, dash: str 
     }
 
 
-def _rate(batches: Sequence[Batch]) -> tuple[list[int], list[float]]:
+def rate_of(batches: Sequence[Batch]) -> tuple[list[int], list[float]]:
     """The rate over tokens, thinned; the first, highest and last batch of each stretch stay, so no peak is lost."""
     x: list[int] = []
     y: list[float] = []
@@ -222,39 +123,10 @@ def _buckets(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
     return [batches[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _arm_style(arm: Arm, index: int) -> tuple[str, str, str]:
-    """Colour, dash and mark of an arm: the same for a role on every page, and told apart without colour too."""
-    role = arm.part
-    if role:
-        return f'--{role}', ARM_DASHES[role], ARM_MARKS[role]
-    other = index % OTHER_COLOURS
-    return f'--other-{other}', SET_DASHES[other], [*ARM_MARKS.values()][other] + '-open'
-
-
 def _stage_marks(run: Run) -> tuple[list[Figure], list[Figure]]:
     """A line and a name where each stage began."""
-    shapes, names = [], []
-    for stage in run.stages:
-        if stage.index:
-            line = {'color': '--faint', 'width': 1}
-            x = stage.start_tokens
-            shapes.append(
-                {'type': 'line', 'xref': 'x', 'yref': 'paper', 'x0': x, 'x1': x, 'y0': 0, 'y1': 1, 'line': line}
-            )
-        names.append(
-            {
-                'text': escape_label(stage.name),
-                'x': stage.start_tokens,
-                'y': 1,
-                'xref': 'x',
-                'yref': 'paper',
-                'xanchor': 'left',
-                'yanchor': 'bottom',
-                'showarrow': False,
-                'font': {'color': '--muted', 'size': 12},
-            },
-        )
-    return shapes, names
+    lines = [upright(stage.start_tokens) for stage in run.stages if stage.index]
+    return lines, [stage_label(stage.name, stage.start_tokens) for stage in run.stages]
 
 
 def _stop_marks(run: Run, layout: Figure) -> list[Figure]:
@@ -264,20 +136,7 @@ def _stop_marks(run: Run, layout: Figure) -> list[Figure]:
         return []
     top = max((line.lr for line in run.batches if math.isfinite(line.lr)), default=1.0)
     if len(stops) <= MAX_LINES:
-        line = {'color': '--faint', 'width': 1, 'dash': 'dot'}
-        layout['shapes'] += [
-            {
-                'type': 'line',
-                'xref': 'x',
-                'yref': 'paper',
-                'x0': s.tokens,
-                'x1': s.tokens,
-                'y0': 0,
-                'y1': 1,
-                'line': line,
-            }
-            for s in stops
-        ]
+        layout['shapes'] += [upright(stop.tokens, dash='dot') for stop in stops]
     texts = []
     for stop in stops:
         idle = 'unknown time' if stop.seconds is None else f'{"at most " if stop.at_most else ""}{stop.seconds:.0f} s'

@@ -1,7 +1,7 @@
 """What the page's charts have in common: plotly figures, written as plain dictionaries of JSON types.
 
 Colours are names of CSS variables of the page (``--old``), which the page's script replaces by their values, so that
-one figure serves light and dark. Nothing here imports plotly: the page carries its script, which draws them.
+one figure serves light, dark and paper. Nothing here imports plotly: the page carries its script, which draws them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ from typing import Any
 
 from rewarm.terminal import printable
 
-__all__ = ['Figure', 'escape_label', 'finite_span', 'panels', 'scatter', 'set_range']
+__all__ = [
+    'Figure',
+    'escape_label',
+    'finite_span',
+    'panels',
+    'scatter',
+    'set_range',
+    'short_label',
+    'stage_label',
+    'upright',
+]
 
 Figure = dict[str, Any]
+
+LONGEST_LABEL = 32
+"""Characters of a name in a chart; about what fits beside another on a phone."""
 
 
 def scatter(x: Sequence[Any], y: Sequence[float]) -> Figure:
@@ -40,10 +53,10 @@ def set_range(axis: Figure, values: Sequence[float], margin: float = 0.05) -> No
 def panels(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: str = 'tokens') -> Figure:
     """A quiet layout of stacked panels over one x axis; ``rows`` are (title, bottom, top) from the top down."""
     grid = {'gridcolor': '--grid', 'zeroline': False, 'linecolor': '--faint', 'showline': True, 'ticks': 'outside'}
-    grid |= {'tickcolor': '--faint', 'exponentformat': 'B', 'automargin': True}
+    grid |= {'tickcolor': '--faint', 'exponentformat': 'B', 'automargin': True, 'tickangle': 0}
     layout: Figure = {
         'height': height,
-        'margin': {'l': 56, 'r': 12, 't': 44, 'b': 44},
+        'margin': {'l': 56, 'r': 14, 't': 28, 'b': 44},
         'paper_bgcolor': 'rgba(0,0,0,0)',
         'plot_bgcolor': 'rgba(0,0,0,0)',
         'font': {
@@ -53,7 +66,7 @@ def panels(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: st
         },
         'hovermode': 'x unified' if len(rows) < 3 else 'closest',
         'hoverlabel': {'bgcolor': '--paper', 'bordercolor': '--faint', 'font': {'color': '--ink'}},
-        'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom', 'xanchor': 'left', 'yref': 'container'},
+        'showlegend': False,
         'uirevision': 'keep',
         'modebar': {'bgcolor': 'rgba(0,0,0,0)', 'color': '--faint', 'activecolor': '--ink'},
         'xaxis': {
@@ -62,20 +75,45 @@ def panels(*, height: int, rows: Sequence[tuple[str, float, float]], x_title: st
             'anchor': f'y{len(rows) if len(rows) > 1 else ""}',
         },
     }
-    layout['legend'] |= {'yanchor': 'top', 'bgcolor': 'rgba(0,0,0,0)'}
     for number, (title, bottom, top) in enumerate(rows, start=1):
         name = '' if number == 1 else str(number)
-        layout[f'yaxis{name}'] = {
-            **grid,
-            'domain': [bottom, top],
-            'title': {'text': title, 'font': {'size': 13}},
-            'anchor': 'x',
-        }
+        axis = {**grid, 'domain': [bottom, top], 'title': {'text': title, 'font': {'size': 13}}, 'anchor': 'x'}
         if title == 'learning rate':
-            layout[f'yaxis{name}'] |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
+            axis |= {'rangemode': 'tozero', 'exponentformat': 'e', 'nticks': 4}
+        elif 'loss' in title:
+            axis |= {'exponentformat': 'none'}
+        layout[f'yaxis{name}'] = axis
     return layout
 
 
 def escape_label(text: str) -> str:
     """Text from a file for a label: plotly reads some HTML in labels."""
     return html.escape(printable(text), quote=False)
+
+
+def short_label(text: str) -> str:
+    """The same for a place with little room: a long text is cut in its middle."""
+    half = LONGEST_LABEL // 2
+    return escape_label(text if len(text) <= LONGEST_LABEL else f'{text[: half - 1]}…{text[-half:]}')
+
+
+def upright(x: object, **line: Any) -> Figure:
+    """A line through all panels."""
+    place = {'type': 'line', 'xref': 'x', 'yref': 'paper', 'x0': x, 'x1': x, 'y0': 0, 'y1': 1}
+    return place | {'line': {'color': '--faint', 'width': 1, **line}}
+
+
+def stage_label(name: str, x: object) -> Figure:
+    """A stage's name above where it began; the page's script moves those apart that lie on each other."""
+    return {
+        'name': 'stage',
+        'text': short_label(name),
+        'x': x,
+        'y': 1,
+        'xref': 'x',
+        'yref': 'paper',
+        'xanchor': 'left',
+        'yanchor': 'bottom',
+        'showarrow': False,
+        'font': {'color': '--muted', 'size': 12},
+    }

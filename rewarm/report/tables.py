@@ -28,6 +28,8 @@ __all__ = [
 
 DASH = '–'
 LONG = 1e9
+NARROW_COLUMNS = 3
+"""So many fit side by side on a phone."""
 Row = Sequence[str]
 
 
@@ -278,21 +280,32 @@ def _table(
     groups: Iterable[tuple[str, Sequence[Row]]],
     text_columns: Sequence[int] = (0,),
 ) -> str:
-    """A table with row groups; all columns but ``text_columns`` hold numbers and are aligned right."""
+    """A table with row groups; all columns but ``text_columns`` hold numbers and are aligned right.
+
+    On a phone the rows of a wide one become blocks, in which each cell shows its column's name. Roles are written out,
+    since browsers forget those of a table whose rows are laid out otherwise.
+    """
     kinds = ['' if index in text_columns else ' class="number"' for index in range(len(head))]
-    parts = [f'<thead><tr>{"".join(f"<th scope=col{k}>{escape(t)}</th>" for k, t in zip(kinds, head))}</tr></thead>']
+    columns = ''.join(f'<th scope="col" role="columnheader"{k}>{escape(t)}</th>' for k, t in zip(kinds, head))
+    parts = [f'<thead role="rowgroup"><tr role="row">{columns}</tr></thead>']
     for title, rows in groups:
-        parts.append('<tbody>')
+        parts.append('<tbody role="rowgroup">')
         if title:
-            parts.append(f'<tr><th class="group" scope="rowgroup" colspan="{len(head)}">{escape(title)}</th></tr>')
+            group = f'<th class="group" scope="rowgroup" role="rowheader" colspan="{len(head)}">{escape(title)}</th>'
+            parts.append(f'<tr role="row">{group}</tr>')
         for row in rows:
-            cells = [f'<th scope="row">{escape(row[0])}</th>']
-            cells += [f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], row[1:])]
-            parts.append(f'<tr>{"".join(cells)}</tr>')
+            cells = [f'<th scope="row" role="rowheader">{escape(row[0])}</th>']
+            cells += [
+                f'<td role="cell" data-label="{escape(name)}"{kind}>{escape(cell)}</td>'
+                for name, kind, cell in zip(head[1:], kinds[1:], row[1:])
+            ]
+            parts.append(f'<tr role="row">{"".join(cells)}</tr>')
         parts.append('</tbody>')
     name = f'table-{number}'
+    wide = ' class="wide"' if len(head) > NARROW_COLUMNS else ''
     return (
         f'<figure><figcaption id="{name}"><b>Table {number}.</b> {escape(caption)}</figcaption>'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">'
-        f'<table aria-labelledby="{name}">{"".join(parts)}</table></div></figure>'
+        f'<table{wide} role="table" aria-labelledby="{name}">{"".join(parts)}</table></div>'
+        '<p class="more">The table is wider than the screen: scroll it sideways.</p></figure>'
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rewarm.report.plots import Figure, escape_label, panels, scatter
+from rewarm.report.plots import Figure, escape_label, panels, scatter, stage_label, upright
 from rewarm.report.run_folder import Event, Run
 from rewarm.report.timeline import Life, Timeline
 
@@ -27,7 +27,7 @@ LANES: dict[str, tuple[tuple[str, ...], str, str]] = {
     'saves': (('save',), 'circle', '--ink'),
     'uploads': (('upload',), 'triangle-up-open', '--muted'),
     'failed saves, uploads': (('save_skipped', 'upload_failed'), 'x', '--old'),
-    'told to go': (('notice', 'signal', 'preempted'), 'triangle-down', '--other-2'),
+    'asked to stop': (('notice', 'signal', 'preempted'), 'triangle-down', '--other-2'),
     'lost a rank, hung': (('rank_lost', 'hang'), 'x', '--old'),
     'damaged, set aside': (('fallback', 'shard_refetched', 'records_damaged'), 'x-open', '--old'),
     'spikes, rollbacks': (('spike', 'skip', 'rollback'), 'diamond', '--other-3'),
@@ -55,7 +55,9 @@ def timeline_figure(run: Run, timeline: Timeline) -> Figure:
     share = min(0.6, 0.045 * len(lanes) + 0.03)
     rows = (('tokens', share + 0.32, 1.0), ('goodput so far', share + 0.04, share + 0.26), ('', 0.0, share))
     layout = panels(height=560, rows=rows, x_title='time (UTC)')
-    layout['xaxis']['type'] = 'date'
+    # A date has two lines. Room for them is set, since plotly draws again and again where it looks for it itself.
+    layout['xaxis'] |= {'type': 'date', 'automargin': False}
+    layout['margin']['b'] = 62
     layout['hovermode'] = 'closest'
     layout['yaxis2'] |= {'range': [0, 1.02], 'tickformat': '.0%', 'nticks': 4}
     layout['yaxis3'] |= {
@@ -97,7 +99,7 @@ def _progress(run: Run, timeline: Timeline) -> list[Figure]:
             lost += [(points[-1][0], end * tokens_per_batch), (life.ended, reached), (life.ended, None)]
     traces = [_curve(kept, 'trained', {'color': '--ink', 'width': 1.6}, '%{y:.4s} tokens, %{x}')]
     if lost:
-        line = {'color': '--old', 'width': 1.6, 'dash': 'dot'}
+        line = {'color': '--old', 'width': 1.6, 'dash': '2px,3px'}
         traces.append(_curve(lost, 'lost and repeated', line, 'lost at %{y:.4s} tokens, %{x}'))
     return traces
 
@@ -207,18 +209,9 @@ def _words(event: Event) -> str:
 
 def _stage_marks(timeline: Timeline) -> tuple[list[Figure], list[Figure]]:
     """A line and a name where each stage began."""
-    shapes, names = [], []
-    for life in timeline.lives:
-        for event in life.start.events_named('stage_start'):
-            if event.time is None:
-                continue
-            x = _clock(event.time)
-            line = {'type': 'line', 'xref': 'x', 'yref': 'paper', 'x0': x, 'x1': x, 'y0': 0, 'y1': 1}
-            shapes.append(line | {'line': {'color': '--faint', 'width': 1}})
-            label = {'text': escape_label(event.stage or ''), 'x': x, 'y': 1, 'xref': 'x', 'yref': 'paper'}
-            place = {'xanchor': 'left', 'yanchor': 'bottom', 'showarrow': False}
-            names.append(label | place | {'font': {'color': '--muted', 'size': 12}})
-    return shapes, names
+    begun = [event for life in timeline.lives for event in life.start.events_named('stage_start')]
+    places = [(event.stage or '', _clock(event.time)) for event in begun if event.time is not None]
+    return [upright(x) for _, x in places], [stage_label(name, x) for name, x in places]
 
 
 def _curve(points: Sequence[tuple[datetime, float | None]], name: str, line: dict[str, Any], hover: str) -> Figure:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak fuzz prove
+.PHONY: env demo test check test-fast test-demo test-pins test-slurm test-skypilot lock bench gpu aot mutate soak fuzz prove schema
 
 env:  ## The environment in .venv, from requirements.lock
 	@PYTHON=$(PYTHON) scripts/env.sh .venv requirements.lock
@@ -38,6 +38,10 @@ test-slurm: env  ## Our recipe on a real Slurm that the tests start: preemption,
 test-skypilot: env  ## Our managed job, read by SkyPilot's own loader, which has an environment of its own (0.6 GB)
 	[ -x .venv-skypilot/bin/sky ] || { $(PYTHON) -m venv .venv-skypilot && .venv-skypilot/bin/pip install -q skypilot==0.14.1; }
 	$(BIN)/pytest tests/launch/test_skypilot.py
+
+schema: env  ## Writes the JSON Schema of run files, and the page of all keys, anew
+	$(BIN)/rewarm schema > yamls/run.schema.json
+	$(BIN)/python scripts/run_file_page.py > docs/run-file.md
 
 lock:  ## Re-locks both environments (needs uv)
 	scripts/lock.sh

@@ -1,4 +1,4 @@
-"""The main job: ``composer scripts/train.py RUN.yaml [key=value ...]``, or with plain Python for one process.
+"""The main job: ``composer scripts/train.py RUN.yaml [key=value ...]``, the same as ``composer -m rewarm train RUN.yaml``.
 
 Started again, it goes on; finished, it says so. Exit codes: 0 done, 2 the input is wrong, 75 preempted, start me again.
 """

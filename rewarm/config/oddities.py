@@ -56,8 +56,8 @@ def find_missing(config: RunConfig) -> Iterator[str]:
     read = [(f'{dotted(at)}.local', each.local) for at, each in places(config) if each.remote is None]
     read += [(f'{dotted(at)}.remote', each.remote) for at, each in places(config)]
     kind, _, source = config.model.init_from.partition(':')
-    read.append(('tokenizer', config.tokenizer if _is_path(config.tokenizer) else None))
-    read.append(('model.init_from', source if kind == 'checkpoint' or _is_path(source) else None))
+    read.append(('tokenizer', config.tokenizer if is_path(config.tokenizer) else None))
+    read.append(('model.init_from', source if kind == 'checkpoint' or is_path(source) else None))
     for key, path in read:
         if path and not is_url(path) and not os.path.exists(path):
             yield f'`{key}`: {path} is not on this machine; it must be where the run is started'
@@ -109,6 +109,6 @@ def _secrets(arguments: Any, way: str) -> Iterator[str]:
                 yield here
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
     """Whether this can only be a path, and no Hugging Face id."""
     return text.startswith(('/', './', '../')) or text.endswith('.json') or text.count('/') > 1

@@ -195,7 +195,7 @@ def _size(count: int) -> str:
 
 
 def _rate(rate: Decimal) -> str:
-    """A rate with all its digits, such as ``3.0e-4``: YAML takes ``3e-4`` for a text."""
+    """A rate with all its digits, such as ``3.0e-4``, which YAML 1.1 reads as a number too."""
     digits, exponent = f'{rate.normalize():e}'.split('e')
     return f'{digits if "." in digits else digits + ".0"}e{int(exponent)}'
 

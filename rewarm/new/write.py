@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rewarm.config.errors import ConfigError, UserError
 from rewarm.config.load import load
-from rewarm.config.oddities import LARGEST_RATE
+from rewarm.config.oddities import LARGEST_RATE, is_path
 from rewarm.config.plan import Plan, make_plan
 from rewarm.formats.files import write_whole
 from rewarm.formats.tokenizer import tokenizer_hash
@@ -126,6 +126,8 @@ def _check_tokenizer(tokenizer: str, choices: Choices) -> list[str]:
     try:
         found = find_tokenizer(tokenizer)
     except UserError as error:
+        if is_path(tokenizer):
+            raise UserError(f'{error}. Name the one that the data was converted with: --tokenizer PATH') from None
         return [f'The tokenizer could not be compared with that of the data: {error}']
     ours = tokenizer_hash(found)
     for place, theirs in hashes.items():

@@ -67,7 +67,7 @@ def test_every_run_file_points_editors_to_the_schema(path: Path):
 
 
 def test_the_schema_is_current():
-    assert SCHEMA.read_text() == schema_text(), 'write it again: rewarm schema > yamls/run.schema.json'
+    assert SCHEMA.read_text() == schema_text(), 'write it again: make schema'
 
 
 def test_baselines_differ_from_the_headline_only_in_what_they_are_about():

@@ -8,7 +8,6 @@ from rewarm.config.messages import did_you_mean
 from rewarm.config.old_and_new import SetData, StreamData, Telling, tell
 from rewarm.config.paths import is_url
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
-from rewarm.formats.checkpoint import read_state
 
 __all__ = ['find_misfits', 'tell_config']
 
@@ -60,6 +59,8 @@ def _find_learned(config: RunConfig) -> Iterator[str]:
     kind, _, folder = config.model.init_from.partition(':')
     if kind != 'checkpoint' or is_url(folder):
         return
+    from rewarm.formats.checkpoint import read_state  # a tenth of what a plan takes, and few need it
+
     try:
         saved, _ = read_state(Path(folder))
     except (OSError, DamagedFile):

@@ -13,7 +13,7 @@ from typing import Any
 from rewarm.config.errors import DamagedFile
 from rewarm.config.old_and_new import StreamData, share_data
 from rewarm.formats.checkpoint import MODEL_FILE, checkpoint_name, read_manifest
-from rewarm.report.run_folder import Event, Run, Stage
+from rewarm.report.run_folder import Run, Stage
 from rewarm.report.stories import find_stories
 
 __all__ = ['PARTS', 'Start', 'Traits', 'find_traits', 'same_mix']
@@ -183,14 +183,17 @@ def _start(run: Run, stage: Stage) -> Start:
         if source is None or source == 'scratch':
             return Start(source is not None, frozenset(), None, None)
         kind, _, place = source.partition(':')
-        names = {source} if kind != 'checkpoint' else {_folder(place), _folder(os.path.abspath(place))}
-        return Start(False, frozenset(names), _recorded_hash(run.events), None)
+        if kind != 'checkpoint':
+            return Start(False, frozenset({source}), None, None)
+        noted = next((event.fields for event in reversed(run.events) if event.event == 'starting_weights'), {})
+        places = [place, noted.get('path') or place]  # `latest` or a run folder in the run file, a checkpoint in the note
+        names = {_folder(spelling) for each in places for spelling in _spellings(each)}
+        sha256 = noted.get('sha256')
+        return Start(False, frozenset(names), sha256 if isinstance(sha256, str) else None, None)
     name = checkpoint_name(_batch_at(run, stage))
     folders = {run.config.run_folder, run.place, str(run.folder)} - {None}
     places = {os.path.join(str(folder), 'checkpoints', name) for folder in folders}
-    names = {
-        _folder(place) for each in places for place in ((each, os.path.abspath(each)) if '://' not in each else (each,))
-    }
+    names = {_folder(spelling) for each in places for spelling in _spellings(each)}
     return Start(False, frozenset(names), _hash_of(run, name), _past(run, stage))
 
 
@@ -205,10 +208,8 @@ def _folder(place: str) -> str:
     return f'checkpoint {scheme}{separator}{os.path.normpath(path)}'
 
 
-def _recorded_hash(events: Collection[Event]) -> str | None:
-    """What the run noted of the checkpoint that it began from."""
-    said = [event.fields.get('sha256') for event in events if event.event == 'starting_weights']
-    return next((each for each in reversed(said) if isinstance(each, str)), None)
+def _spellings(place: str) -> tuple[str, ...]:
+    return (place,) if '://' in place else (place, os.path.abspath(place))
 
 
 def _hash_of(run: Run, name: str) -> str | None:

@@ -186,7 +186,10 @@ def _start(run: Run, stage: Stage) -> Start:
         if kind != 'checkpoint':
             return Start(False, frozenset({source}), None, None)
         noted = next((event.fields for event in reversed(run.events) if event.event == 'starting_weights'), {})
-        places = [place, noted.get('path') or place]  # `latest` or a run folder in the run file, a checkpoint in the note
+        places = [
+            place,
+            noted.get('path') or place,
+        ]  # `latest` or a run folder in the run file, a checkpoint in the note
         names = {_folder(spelling) for each in places for spelling in _spellings(each)}
         sha256 = noted.get('sha256')
         return Start(False, frozenset(names), sha256 if isinstance(sha256, str) else None, None)

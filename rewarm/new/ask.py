@@ -59,7 +59,7 @@ def ask(given: Answers) -> Answers:
 def _until_right(question: str, default: str | None, read: Callable[[str], T]) -> T:
     """Asks until the answer can be read; says each time what is wrong with it."""
     while True:
-        answer = typer.prompt(question, default=default, type=str)
+        answer = typer.prompt(question, default=default, show_default=bool(default), type=str)
         try:
             return read(answer.strip())
         except UserError as error:

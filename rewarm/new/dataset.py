@@ -11,7 +11,7 @@ from rewarm.config.paths import expand_path, is_url
 from rewarm.formats.card import CARD_NAME, DatasetCard, read_card
 from rewarm.formats.shards import INDEX_NAME, Index, read_index
 
-__all__ = ['Dataset', 'Part', 'find_dataset']
+__all__ = ['Dataset', 'Part', 'expanded', 'find_dataset']
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_dataset(place: str) -> Dataset:
         if (found := _look(train)) is not None:
             return Dataset(found, _look(val))
     hint = 'make it with: rewarm convert TEXT... OUT'
-    if not is_url(place) and not Path(_expanded(place)).is_dir():
+    if not is_url(place) and not Path(expanded(place)).is_dir():
         raise UserError(f'{place}: there is no such folder. Name the one that `rewarm convert` wrote, or {hint}')
     raise UserError(
         f'{place}: no dataset, since it has no {INDEX_NAME}. Name the folder that `rewarm convert` wrote, or {hint}'
@@ -65,7 +65,7 @@ def _sibling(place: str) -> str:
 def _look(place: str) -> Part | None:
     if is_url(place):
         return _look_into_bucket(place)
-    folder = Path(_expanded(place))
+    folder = Path(expanded(place))
     try:
         index = read_index(folder / INDEX_NAME)
     except FileNotFoundError:
@@ -100,7 +100,12 @@ def _part(place: str, index: Index, card: DatasetCard | None) -> Part:
     return Part(place, index.samples, seq_len, card)
 
 
-def _expanded(place: str) -> str:
+def expanded(place: str) -> str:
+    """A path with ``~`` and ``$NAME`` put in, as a run file's are.
+
+    Raises:
+        UserError: If it is no path, or a name in it is not set.
+    """
     try:
         return expand_path(place)
     except PydanticCustomError as error:

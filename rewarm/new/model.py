@@ -1,6 +1,5 @@
 """The model that the user names: its sizes, where its weights are, and what goes with it."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape
 from rewarm.config.source import read_source
 from rewarm.formats.checkpoint import read_latest
 from rewarm.formats.hugging_face import CONFIG_NAME, read_neox_config
+from rewarm.new.dataset import expanded
 
 __all__ = ['Model', 'find_model']
 
@@ -71,7 +71,7 @@ def find_model(text: str) -> Model:
     if text.startswith('checkpoint:'):
         return _of_checkpoint(text.removeprefix('checkpoint:'))
     source = text.removeprefix('hf:')
-    folder = Path(os.path.expanduser(source))
+    folder = Path(expanded(source)) if source else Path()
     if source and folder.is_dir():
         return _of_folder(folder, source)
     if source and (cached := _in_cache(source)) is not None:
@@ -96,7 +96,7 @@ def _of_folder(folder: Path, source: str) -> Model:
 
 
 def _of_checkpoint(text: str) -> Model:
-    path = Path(os.path.expanduser(text))
+    path = Path(expanded(text))
     newest = read_latest(path / 'checkpoints')
     if newest is not None:
         path, text = path / 'checkpoints' / newest, f'{text.rstrip("/")}/checkpoints/{newest}'

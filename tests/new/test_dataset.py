@@ -1,10 +1,15 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from rewarm.buckets.bucket import open_bucket
 from rewarm.config.errors import UserError
+from rewarm.new.answers import Answers
 from rewarm.new.dataset import find_dataset
+from rewarm.new.write import draft
+from tests.buckets.servers import S3Server
 
 
 def test_train_and_val_of_a_conversion_are_found(here):
@@ -64,3 +69,23 @@ def test_a_damaged_index_is_named(here):
     (here / 'broken/index.json').write_text('{')
     with pytest.raises(UserError, match=r'broken/index.json: damaged'):
         find_dataset('broken')
+
+
+def test_data_in_a_bucket_is_read_from_its_index_and_card_alone(here, run_folder, tmp_path, monkeypatch):
+    server = S3Server(tmp_path / 's3', 'nanio')
+    try:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        url = 's3://data/law'
+        for part in ('train', 'val'):
+            for file in ('index.json', 'dataset_card.json'):
+                open_bucket(url).upload(Path(f'data/law/{part}/{file}'), f'{url}/{part}/{file}')
+        request = Answers('law', data=[url], model=f'checkpoint:{run_folder}').request()
+        text = draft(request).text
+        with pytest.raises(UserError, match=rf'{url}x: no dataset'):
+            find_dataset(f'{url}x')
+    finally:
+        server.stop()
+    assert f'{{name: law, remote: {url}/train, local: data/law, proportion: 1.0}}' in text
+    assert f'{{name: law, remote: {url}/val, local: data/law-val, role: downstream}}' in text
+    assert 'max_seq_len: 32 ' in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 from rewarm.report.plots import Figure
 
 __all__ = ['legend']
@@ -37,9 +39,9 @@ def legend(figure: Figure, chart: str) -> str:
     items = []
     for trace in shown:
         group = trace.get('legendgroup', trace['name'])  # names are HTML already: plotly reads it in them too
-        quoted = group.replace('"', '&quot;')
         items.append(
-            f'<li><button type="button" aria-pressed="true" data-group="{quoted}">{_sample(trace)}{trace["name"]}</button></li>'
+            f'<li><button type="button" aria-pressed="true" data-group="{html.escape(group)}">'
+            f'{_sample(trace)}{trace["name"]}</button></li>'
         )
     return f'<ul class="legend" data-chart="{chart}">{"".join(items)}</ul>'
 
@@ -55,9 +57,8 @@ def _sample(trace: Figure) -> str:
         dashes = '' if dash == 'solid' else f' stroke-dasharray="{dash.replace("px", "")}"'
         drawn += f'<path d="M1 7h{WIDTH - 2}" stroke="var({line["color"]})" stroke-width="{min(thick, 10)}"{dashes}/>'
     if 'markers' in trace['mode'] and mark is not None:
-        symbol, _, is_open = mark['symbol'].partition('-open')
-        _ = is_open
         colour = f'var({mark["color"]})'
         fill = 'var(--paper)' if mark['symbol'].endswith('-open') else colour
-        drawn += f'<g fill="{fill}" stroke="{colour}">{_MARKS[symbol].format(x=width // 2)}</g>'
+        shape = _MARKS[mark['symbol'].removesuffix('-open')].format(x=width // 2)
+        drawn += f'<g fill="{fill}" stroke="{colour}">{shape}</g>'
     return f'<svg width="{width}" height="14" aria-hidden="true">{drawn}</svg>'

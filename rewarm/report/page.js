@@ -12,8 +12,14 @@
   await loadPlotly();
   addEventListener('beforeprint', () => { printing = true; drawAll(); });
   addEventListener('afterprint', () => { printing = false; drawAll(); });
-  for (const query of [dark, narrow, touch]) query.addEventListener('change', drawAll);
-  addEventListener('resize', markWide);
+  for (const query of [dark, touch]) query.addEventListener('change', drawAll);
+  let width = innerWidth, waiting;
+  addEventListener('resize', () => {
+    if (innerWidth === width || printing) return;  // a phone's address bar comes and goes
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { markWide(); drawAll(); }, 150);
+  });
   document.querySelectorAll('.legend button').forEach(button => button.addEventListener('click', toggleCurve));
   document.querySelectorAll('button.all').forEach(button => button.addEventListener('click', toggleAll));
   markWide();

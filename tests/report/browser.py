@@ -75,6 +75,10 @@ class Browser:
         ready = 'document.documentElement?.dataset.drawn' if scripts else 'document.readyState === "complete"'
         self.wait(f'location.href === {json.dumps(page.as_uri())} && {ready}')
 
+    def resize(self, width: int) -> None:
+        """Makes the window so many CSS pixels wide."""
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=900, deviceScaleFactor=1, mobile=False)
+
     def wait(self, expression: str) -> None:
         """Waits until a JavaScript expression is true."""
         end = time.monotonic() + SECONDS

@@ -266,6 +266,12 @@ def check_ends(browser, count, at_least):
     assert crossed == []
 
 
+def test_labels_find_their_place_again_in_another_window(browser, show):
+    show('near', width=1210)
+    browser.resize(600)
+    browser.wait(f"document.querySelector('#figure-2 .main-svg').clientWidth < 600 && {OVERLAPS}.length === 0")
+
+
 def test_runs_that_differ_in_the_fourth_digit_are_told_apart_however_far_one_zooms(browser, show):
     show('near', width=1200)
     for low, high in ((4.2571, 4.2573), (4.25701, 4.25703)):

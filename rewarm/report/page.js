@@ -51,7 +51,7 @@
     if (narrow.matches && !printing) {
       layout.font.size = 12;
       layout.margin.l = 48;
-      layout.xaxis.nticks = layout.xaxis.type === 'date' ? 3 : 5;
+      layout.xaxis.nticks = layout.xaxis.type === 'date' ? 4 : 5;
     }
     if (printing) {
       layout.width = paper.width;
@@ -62,8 +62,9 @@
     chart.style.minHeight = `${layout.height}px`;
     placeEnds(layout, printing ? paper.width : chart.clientWidth);
     const config = {
-      responsive: true, displaylogo: false, displayModeBar: touch.matches || printing ? false : 'hover', showTips: false,
-      modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
+      responsive: true, displaylogo: false, showTips: false, showSendToCloud: false,  // what is said here stays here
+      displayModeBar: touch.matches || printing ? false : 'hover',
+      modeBarButtons: [['toImage', 'zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d', 'resetScale2d']],
     };
     Plotly.react(chart, data, layout, config);
     spreadStages(chart, layout);
@@ -126,7 +127,7 @@
       }
       let row = 0;
       while (row < rows.length && rows[row] > left) row++;
-      each.visible = row < 3 && left >= chart.getBoundingClientRect().left;
+      each.visible = row < 5 && left >= chart.getBoundingClientRect().left;
       if (!each.visible) continue;
       rows[row] = left + width + 8;
       each.yshift = 15 * row;

@@ -213,6 +213,8 @@ def test_nothing_to_press_lies_in_an_image_and_all_of_it_has_a_name(browser, sho
     )
     assert names
     assert all(names)
+    assert 'Reset axes' in names
+    assert not [name for name in names if 'share' in name.lower() or 'cloud' in name.lower()]
 
 
 def test_each_pointer_gets_its_own_advice(browser, show):

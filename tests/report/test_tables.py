@@ -9,9 +9,10 @@ from tests.report.stages import write_stages
 
 
 def rows(table):
-    """The texts of a table's cells, row by row."""
-    found = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in re.findall(r'<tr>(.*?)</tr>', table)]
-    return {row[0]: row[1:] for row in found}
+    """The texts of a table's cells, row by row, by the first one."""
+    found = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in re.split(r'<tr[^>]*>', table)]
+    texts = [[re.sub(r'<[^>]*>', '', cell) for cell in row] for row in found if row]
+    return {row[0]: row[1:] for row in texts}
 
 
 def annealed(tmp_path):

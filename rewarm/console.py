@@ -28,7 +28,8 @@ def open_console() -> 'Console':
         def show_cursor(self, show: bool = True) -> bool:
             return False
 
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    # rich knows the width of a terminal, and COLUMNS; a pipe has none.
+    width = None if sys.stdout.isatty() or 'COLUMNS' in os.environ else PIPED_WIDTH
     return Steady(width=width, highlight=False, color_system=None if _is_colourless() else 'auto')
 
 

@@ -29,6 +29,7 @@ from rewarm.formats.tokenizer_folder import TokenizerFiles
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
+from rewarm.report.evaluating import EvaluationProgress
 from rewarm.report.first_batch import FirstBatch, seconds_since_process_start
 from rewarm.report.metrics import (
     EvalRecords,
@@ -291,6 +292,9 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         algorithms=[guard, clip, rewarm, restore],  # last first at AFTER events: a stage begins on restored tensors
         callbacks=[
             Heartbeat(this.watchdog.progress),
+            EvaluationProgress(
+                folder, events, announce, sets={name: each.samples * config.max_seq_len for name, each in evals.items()}
+            ),
             eval_records,
             checkpointing,
             train_records,

@@ -4,21 +4,18 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 from rewarm.config.buckets import SCHEMES
-from rewarm.config.errors import UserError
+from rewarm.config.data_cards import check_cards, find_repeats
 from rewarm.config.eval_sets import find_misfits
 from rewarm.config.limits import find_limits, places
 from rewarm.config.loggers import LOGGERS
 from rewarm.config.messages import did_you_mean
 from rewarm.config.oddities import find_oddities
-from rewarm.config.paths import is_url
-from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig, StreamConfig
+from rewarm.config.schema import EvalSetConfig, RunConfig, StageConfig
 from rewarm.config.source import Loc, dotted
 from rewarm.config.stages import StagePlan, plan_stages
 from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, nearest_batches, spell_sizes
-from rewarm.formats.card import DatasetCard, read_card
 
 LAUNCHER_GRACE_SECONDS = 30
 """Seconds after which the ``composer`` launcher kills its ranks once it has sent them a SIGTERM."""
@@ -52,7 +49,7 @@ def find_problems(
         _check_shares,
         _check_units,
         _check_loggers,
-        _check_cards,
+        check_cards,
         find_limits,
     )
     found = _check_batch(config, world_size or _environment_world_size())
@@ -91,7 +88,7 @@ def find_warnings(config: RunConfig, stages: Sequence[StagePlan]) -> tuple[list[
             warnings.append(
                 f'stage `{stage.name}`: `schedule.min_lr` does nothing without `constant`: the constant phase has no end'
             )
-        warnings += _find_repeats(config, stage)
+        warnings += find_repeats(config, stage)
     notes = [note for stage in stages for note in _note_rounding(config.stages[stage.index], stage)]
     return warnings, notes
 
@@ -199,62 +196,6 @@ def _check_loggers(config: RunConfig) -> Iterator[Finding]:
             if known is not None and key not in known:
                 text = f'unknown key `loggers.{name}.{key}`.{did_you_mean(key, known)} Known keys here: {", ".join(sorted(known)) or "none"}'
                 yield ('loggers', name, key), text
-
-
-def local_folder(item: StreamConfig | EvalSetConfig) -> Path | None:
-    """The folder on this machine that holds the data of a stream or eval set, if there is one.
-
-    Args:
-        item (StreamConfig | EvalSetConfig): What to look for.
-
-    Returns:
-        Path | None: A folder that exists.
-    """
-    for place in (item.local, item.remote):
-        if place and not is_url(place) and os.path.isdir(place):
-            return Path(place)
-    return None
-
-
-def _read_cards(config: RunConfig) -> Iterator[tuple[Loc, DatasetCard | UserError]]:
-    seen: set[Path] = set()
-    for at, item in places(config):
-        folder = local_folder(item)
-        if folder is None or folder in seen:
-            continue
-        seen.add(folder)
-        try:
-            card = read_card(folder)
-        except UserError as error:
-            yield at, error
-            continue
-        if card is not None:
-            yield at, card
-
-
-def _check_cards(config: RunConfig) -> Iterator[Finding]:
-    for at, card in _read_cards(config):
-        if isinstance(card, UserError):
-            yield at, f'`{dotted(at)}`: {card}'
-            continue
-        if card.seq_len != config.max_seq_len:
-            yield (
-                ('max_seq_len',),
-                f'`max_seq_len` is {config.max_seq_len}, but the data of `{dotted(at)}` was converted with {card.seq_len}. '
-                f'Write {card.seq_len}, or convert it again with `--seq-len {config.max_seq_len}`',
-            )
-        if card.vocab_size > config.model.shape.vocab_size:
-            text = f'`{dotted(at)}`: its tokenizer has {card.vocab_size:,} ids and the model only {config.model.shape.vocab_size:,}'
-            yield at, f"{text}. Use the data's tokenizer and a `model.vocab_size` of at least that"
-
-
-def _find_repeats(config: RunConfig, stage: StagePlan) -> Iterator[str]:
-    for stream, planned in zip(config.stages[stage.index].train.streams, stage.streams, strict=True):
-        folder = local_folder(stream)
-        card = read_card(folder) if folder else None
-        if card is not None and planned['samples'] > card.samples > 0:
-            passes = planned['samples'] / card.samples
-            yield f'stage `{stage.name}` reads stream `{stream.name}` {passes:.1f} times: {planned["samples"]:,} of {card.samples:,} samples'
 
 
 def _note_rounding(written: StageConfig, stage: StagePlan) -> Iterator[str]:

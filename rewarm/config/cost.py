@@ -18,12 +18,13 @@ class Cost:
     """Time and money.
 
     Args:
-        hours (float | None): Wall-clock hours, lost ones included; None when the speed is not known, or nothing would be trained.
+        hours (float | None): Wall-clock hours, those of evaluations and lost ones included; None when the speed is not known, or nothing would be trained.
         cost (float | None): In the unit of the price; None when hours or price are not known.
         goodput (float | None): Share of the time whose batches are kept, in [0, 1], at the configured save interval; None
             without a rate of preemptions or a save interval in time.
         recommended_interval (Duration | None): The save interval that keeps most; None without a rate of kills.
         recommended_goodput (float | None): What it would keep.
+        needs (tuple[str, ...]): Options without which hours or cost are not estimated.
     """
 
     hours: float | None = None
@@ -31,6 +32,7 @@ class Cost:
     goodput: float | None = None
     recommended_interval: Duration | None = None
     recommended_goodput: float | None = None
+    needs: tuple[str, ...] = ()
 
 
 def seconds_per_batch(tokens_per_batch: int, gpus: int | None, conditions: Conditions) -> float | None:
@@ -56,6 +58,7 @@ def estimate_cost(
     *,
     gpus: int | None = None,
     price: float | None = None,
+    evaluation_seconds: float = 0.0,
 ) -> Cost:
     """Estimates hours, money and goodput.
 
@@ -66,6 +69,7 @@ def estimate_cost(
         losses (Losses): What takes time from training; hours without a rate of preemptions are those of the batches alone.
         gpus (int | None): GPUs at once; 1 when not given.
         price (float | None): Price of *one* GPU for an hour, in any unit of money.
+        evaluation_seconds (float): Of all evaluations together.
 
     Returns:
         Cost: The estimates that what was given allows.
@@ -78,6 +82,8 @@ def estimate_cost(
         recommended_goodput = expected_goodput(recommended.seconds, losses)
     hours = None
     if batch_seconds is not None and (goodput is None or goodput >= HOPELESS):
-        hours = batches * batch_seconds / 3600 / (goodput or 1.0)
+        hours = (batches * batch_seconds + evaluation_seconds) / 3600 / (goodput or 1.0)
     cost = None if hours is None or price is None else hours * (gpus or 1) * price
-    return Cost(hours, cost, goodput, recommended, recommended_goodput)
+    given = {'--tokens-per-second': batch_seconds, '--price': price}
+    needs = tuple(option for option, value in given.items() if value is None)
+    return Cost(hours, cost, goodput, recommended, recommended_goodput, needs)

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from rewarm.config.data_cards import local_folder
 from rewarm.config.limits import places
 from rewarm.config.located import dotted
 from rewarm.config.paths import is_url
 from rewarm.config.schema import RunConfig
 from rewarm.config.secrets import REDACTED, is_secret_name, without_secrets
+from rewarm.formats.shards import INDEX_NAME
+from rewarm.formats.tokenizer_files import is_in_hub_cache
 
 LARGEST_RATE = 1.0
 """AdamW moves each weight by about the rate in a batch, and weights are about 0.02."""
@@ -61,6 +64,25 @@ def find_missing(config: RunConfig) -> Iterator[str]:
     for key, path in read:
         if path and not is_url(path) and not os.path.exists(path):
             yield f'`{key}`: {path} is not on this machine; it must be where the run is started'
+    yield from _missing_datasets(config)
+    for key, model_id in (('tokenizer', config.tokenizer), ('model.init_from', source if kind == 'hf' else '')):
+        if model_id and not is_path(model_id) and not os.path.exists(model_id) and not is_in_hub_cache(model_id):
+            command = f'hf download {model_id}' + (
+                ' tokenizer.json tokenizer_config.json' if key == 'tokenizer' else ''
+            )
+            yield f"`{key}`: {model_id} is not in this machine's Hugging Face cache; where the run is started: {command}"
+
+
+def _missing_datasets(config: RunConfig) -> Iterator[str]:
+    """Folders that are there and hold no dataset, such as the one above ``train`` and ``val``."""
+    for at, item in places(config):
+        if item.local is not None and item.remote is not None:
+            continue  # a cache, which may be empty
+        folder = local_folder(item)
+        if folder is not None and not (folder / INDEX_NAME).exists():
+            below = sorted(path.parent.name for path in folder.glob(f'*/{INDEX_NAME}'))
+            hint = f'; it has {", ".join(below[:5])} below: name one of them' if below else ''
+            yield f'`{dotted(at)}`: {folder} holds no dataset (no {INDEX_NAME}){hint}'
 
 
 def _odd_training(config: RunConfig) -> Iterator[str]:

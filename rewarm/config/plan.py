@@ -10,6 +10,7 @@ from rewarm.config.cost import BYTES_PER_PARAMETER, HOPELESS, Cost, estimate_cos
 from rewarm.config.duration import Duration
 from rewarm.config.errors import ConfigError, UserError
 from rewarm.config.eval_sets import tell_config
+from rewarm.config.evaluations import Evaluations, plan_evaluations
 from rewarm.config.goodput import Conditions, Losses, find_losses
 from rewarm.config.memory import Memory, estimate_memory
 from rewarm.config.saving import find_saving_warnings
@@ -36,6 +37,8 @@ class Plan:
         flops_per_token_causal (int): The same, counting causal positions only.
         world_sizes (tuple[int, ...]): Numbers of ranks that can run the global batch.
         eval_interval_batches (int): Batches between two evaluations within a stage.
+        evaluations (Evaluations): Their rounds and tokens, and their share of the work.
+        loader_workers (int): Loader processes of each rank.
         checkpoint_interval (Duration): Between two saves.
         checkpoints (int): Checkpoints on disk at most: the newest kept and one for each stage's end.
         checkpoint_bytes (int): Bytes of one: fp32 weights and two moments.
@@ -45,6 +48,7 @@ class Plan:
         eval_sets (dict[str, tuple[str, ...]]): What each evaluation set is in each stage, in words.
         warnings (tuple[str, ...]): What is allowed and may surprise.
         notes (tuple[str, ...]): What was rounded.
+        missing (tuple[str, ...]): What a run would read and is not on this machine, if that was looked for.
     """
 
     run_name: str
@@ -57,6 +61,8 @@ class Plan:
     flops_per_token_causal: int
     world_sizes: tuple[int, ...]
     eval_interval_batches: int
+    evaluations: Evaluations
+    loader_workers: int
     checkpoint_interval: Duration
     checkpoints: int
     checkpoint_bytes: int
@@ -66,6 +72,7 @@ class Plan:
     eval_sets: dict[str, tuple[str, ...]]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -144,11 +151,20 @@ class Plan:
             'bytes': self.checkpoints * self.checkpoint_bytes,
             'hours': self.cost.hours,
             'cost': self.cost.cost,
+            'not_estimated_without': list(self.cost.needs),
             'goodput': self.cost.goodput,
             'recommended_interval': None if recommended is None else str(recommended),
             'recommended_goodput': self.cost.recommended_goodput,
             'losses': asdict(self.losses),
-            'warnings': [*self.warnings, *self.notes],
+            'evaluations': {
+                'rounds': self.evaluations.rounds,
+                'samples': dict(self.evaluations.samples),
+                'tokens_per_round': self.evaluations.tokens_per_round,
+                'share_of_tokens': self.evaluations.share_of_tokens,
+                'share_of_work': self.evaluations.share_of_work,
+            },
+            'missing': list(self.missing),
+            'warnings': [*self.warnings, *self.notes, *self.missing],
         }
 
 
@@ -192,9 +208,21 @@ def make_plan(
     losses = find_losses(known, checkpoint_bytes)
     batch_seconds = seconds_per_batch(tokens_per_batch, gpus, known)
     interval_seconds = _interval_seconds(interval, tokens_per_batch, batch_seconds)
+    eval_interval_batches = config.eval.interval.batches(tokens_per_batch)
+    evaluations = plan_evaluations(config, stages, eval_interval_batches)
     warnings, notes = find_warnings(config, stages)
+    if (note := evaluations.note()) is not None:
+        notes.append(note)
     warnings += find_saving_warnings(config, losses, interval_seconds=interval_seconds, batch_seconds=batch_seconds)
-    cost = estimate_cost(stages[-1].end_batch, batch_seconds, interval_seconds, losses, gpus=gpus, price=price)
+    cost = estimate_cost(
+        stages[-1].end_batch,
+        batch_seconds,
+        interval_seconds,
+        losses,
+        gpus=gpus,
+        price=price,
+        evaluation_seconds=evaluations.seconds(tokens_per_batch / batch_seconds) if batch_seconds else 0.0,
+    )
     if cost.goodput is not None and cost.goodput < HOPELESS:
         warnings.append('at this many preemptions nothing would be trained: save more often')
     return Plan(
@@ -207,7 +235,9 @@ def make_plan(
         flops_per_token_full=flops_per_token(shape, config.max_seq_len, 'full'),
         flops_per_token_causal=flops_per_token(shape, config.max_seq_len, 'causal'),
         world_sizes=tuple(find_world_sizes(config)),
-        eval_interval_batches=config.eval.interval.batches(tokens_per_batch),
+        eval_interval_batches=eval_interval_batches,
+        evaluations=evaluations,
+        loader_workers=config.data.num_workers,
         checkpoint_interval=interval,
         checkpoints=_count_checkpoints(config, stages, tokens_per_batch),
         checkpoint_bytes=checkpoint_bytes,

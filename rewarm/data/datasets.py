@@ -21,11 +21,10 @@ from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.data.shard_files import make_readers
 from rewarm.data.shard_folder import files_there, remove_half_fetched
-from rewarm.data.tokens import find_tokenizer
-from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card
+from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card, read_part_cards
 from rewarm.formats.files import open_regular, private_folder
 from rewarm.formats.shards import INDEX_NAME, Index, Shard, problem_of, read_index
-from rewarm.formats.tokenizer import tokenizer_hash
+from rewarm.formats.tokenizer_files import find_tokenizer, remembered_hash
 
 __all__ = ['Dataset', 'open_datasets']
 
@@ -173,7 +172,11 @@ def _open(name: str, folder: str, remote: str | None, config: RunConfig) -> Data
     lengths = [shard.encoding.length for shard in index.shards]
     for length in set(lengths):
         _check_length(name, folder, card, length, config)
-    _check_card(name, folder, card, index, config)
+    parts = _read_part_cards(name, folder, index) if card is None else []
+    for part in parts:
+        _check_tokenizer(name, folder, part, config)
+        _check_length(name, folder, part, None, config)
+    _check_card(name, folder, card, index, config, told=bool(parts))
     if remote is None:
         _check_shards_are_there(name, folder, index.shards)
     vocab_size = config.model.shape.vocab_size
@@ -215,6 +218,13 @@ def _read_card(name: str, folder: str) -> DatasetCard | None:
         raise UserError(f'{name}: {error}. Convert the data again, or remove the file') from None
 
 
+def _read_part_cards(name: str, folder: str, index: Index) -> list[DatasetCard]:
+    try:
+        return read_part_cards(folder, index.names)
+    except DamagedFile as error:
+        raise UserError(f'{name}: {error}. Convert the data again, or remove the file') from None
+
+
 def _check_length(name: str, folder: str, card: DatasetCard | None, length: int | None, config: RunConfig) -> None:
     seq_len = card.seq_len if card else None if length is None else length - 1
     fits = length is None or length in (config.max_seq_len, config.max_seq_len + 1)
@@ -225,7 +235,11 @@ def _check_length(name: str, folder: str, card: DatasetCard | None, length: int 
         )
 
 
-def _check_card(name: str, folder: str, card: DatasetCard | None, index: Index, config: RunConfig) -> None:
+def _check_card(
+    name: str, folder: str, card: DatasetCard | None, index: Index, config: RunConfig, *, told: bool
+) -> None:
+    if card is None and told:
+        return  # by the cards of what was merged
     if card is None:
         log.warning('%s: %s has no %s, so its tokenizer is not checked', name, folder, CARD_NAME)
         return
@@ -234,6 +248,10 @@ def _check_card(name: str, folder: str, card: DatasetCard | None, index: Index, 
             f'{name}: {INDEX_NAME} and {CARD_NAME} in {folder} do not belong together: {"; ".join(problems)}. '
             'Copy the whole dataset again from where it came, or make it again with: rewarm convert'
         )
+    _check_tokenizer(name, folder, card, config)
+
+
+def _check_tokenizer(name: str, folder: str, card: DatasetCard, config: RunConfig) -> None:
     ours = _hash_of(config.tokenizer)
     if card.tokenizer_hash != ours:
         raise UserError(
@@ -244,7 +262,7 @@ def _check_card(name: str, folder: str, card: DatasetCard | None, index: Index, 
 
 @functools.cache
 def _hash_of(tokenizer: str) -> str:
-    return tokenizer_hash(find_tokenizer(tokenizer))
+    return remembered_hash(find_tokenizer(tokenizer))
 
 
 def _check_shards_are_there(name: str, folder: str, shards: Sequence[Shard]) -> None:

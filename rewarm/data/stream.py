@@ -72,8 +72,9 @@ class EvalData:
     Args:
         spec (DataSpec): For an Evaluator.
         dataset (MixedDataset): To be released after the stage.
-        samples (int): Samples in the set, without those that fill up the last batch.
-        card (DatasetCard | None): The card, which knows the bytes of the text.
+        samples (int): Samples that are read, without those that fill up the last batch.
+        card (DatasetCard | None): The card, which knows the bytes of the text; None for a part of a set too, whose bytes
+            nobody has counted.
     """
 
     spec: DataSpec
@@ -120,7 +121,7 @@ def build_train_loader(stage: StageConfig, *, config: RunConfig, start_sample: i
 
 
 def build_eval_loader(eval_set: EvalSetConfig, *, config: RunConfig) -> EvalData:
-    """Builds the loader of an evaluation set: each sample once, in order, whatever the number of ranks.
+    """Builds the loader of an evaluation set: each sample, or the first ``eval.max_samples``, once, in order, on any ranks.
 
     The last batch is filled up with samples whose labels are all ignored, so that each rank has as many batches. All
     ranks call it together, after ``initialize_dist``.
@@ -138,10 +139,16 @@ def build_eval_loader(eval_set: EvalSetConfig, *, config: RunConfig) -> EvalData
     (source,) = open_datasets([eval_set], config)
     stream = MixStream(eval_set.name, source.samples_per_shard, Fraction(1), shuffle=False)
     mix = Mix([stream], config.seed, 'eval', config.data.shuffle_block_size)
-    samples = mix.samples_per_stream[eval_set.name]
+    whole = mix.samples_per_stream[eval_set.name]
+    samples = min(whole, config.eval.max_samples or whole)
     workers = min(1, config.data.num_workers)  # one keeps ahead of a forward pass; each is forked at every evaluation
     dataset = _build([source], mix, config, config.device_train_microbatch_size, 0, samples, workers)
-    return EvalData(spec=_data_spec(dataset, workers), dataset=dataset, samples=samples, card=source.card)
+    return EvalData(
+        spec=_data_spec(dataset, workers),
+        dataset=dataset,
+        samples=samples,
+        card=source.card if samples == whole else None,
+    )
 
 
 def _build(
@@ -202,6 +209,9 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 class _Loader(DataLoader[Any]):
     """A DataLoader that remembers its workers, and starts them deaf: a signal before they ignore it would kill them."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Torch warns of more workers than cores, twice for each loader; far too many are a warning of the plan."""
 
     def __iter__(self) -> Any:
         with signals.held_back():

@@ -7,7 +7,6 @@ A document goes through it only if no difference is possible (see `unsafe_code_p
 import contextlib
 import functools
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,43 +20,22 @@ from numpy.typing import NDArray
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.data.reading import SAFE_CUT
 from rewarm.formats.tokenizer import read_eos_token, read_tokenizer_file
+from rewarm.formats.tokenizer_files import find_tokenizer
+
+__all__ = [
+    'Encoder',
+    'EncoderName',
+    'ParityError',
+    'TokenizerFacts',
+    'find_tokenizer',
+    'read_tokenizer',
+    'unsafe_code_points',
+]
 
 EncoderName = Literal['auto', 'gigatoken', 'tokenizers']
 
 _SEGMENT_CHARACTERS = 1 << 20
 _SAMPLE_CHARACTERS = 4096
-
-
-def find_tokenizer(name: str) -> Path:
-    """Finds a ``tokenizer.json`` that is already on this machine.
-
-    Args:
-        name (str): Path to the file, to a folder that holds it, or a Hugging Face id in the local cache.
-
-    Returns:
-        Path: The file.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path = Path(os.path.expanduser(name))
-    if os.path.isfile(path):
-        return path
-    if os.path.isdir(path):
-        if os.path.isfile(path / 'tokenizer.json'):
-            return path / 'tokenizer.json'
-        raise UserError(f'{name}: the folder holds no tokenizer.json')
-    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, 'tokenizer.json')
-        if isinstance(cached, str):
-            return Path(cached)
-        raise UserError(
-            f'tokenizer {name}: no such file, and no such id in the Hugging Face cache. Name a tokenizer.json, or '
-            f'fetch it once with: hf download {name} tokenizer.json tokenizer_config.json'
-        )
-    raise UserError(f'tokenizer {name}: no such file')
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The dataset card: what a folder of shards says about itself, and the hash that ties it to a tokenizer."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,7 @@ from pydantic import Field
 
 from rewarm.formats.strict_json import Record, read_file
 
-__all__ = ['CARD_NAME', 'REJECTS_NAME', 'CardSource', 'DatasetCard', 'count_problems', 'read_card']
+__all__ = ['CARD_NAME', 'REJECTS_NAME', 'CardSource', 'DatasetCard', 'count_problems', 'read_card', 'read_part_cards']
 
 CARD_NAME = 'dataset_card.json'
 """File name of the card, beside ``index.json``."""
@@ -94,6 +95,23 @@ def read_card(folder: str | Path) -> DatasetCard | None:
         return read_file(DatasetCard, Path(folder) / CARD_NAME, largest_bytes=LARGEST_BYTES)
     except FileNotFoundError:
         return None
+
+
+def read_part_cards(folder: str | Path, names: Iterable[str]) -> list[DatasetCard]:
+    """Reads the cards of datasets whose indexes were merged into one, which itself has none.
+
+    Args:
+        folder (str | Path): The folder with the merged ``index.json`` in it.
+        names (Iterable[str]): Names of the files that the index lists, such as ``part0/shard.00000.mds``.
+
+    Returns:
+        list[DatasetCard]: Those that there are, in the order of their folders' names.
+
+    Raises:
+        DamagedFile: If one cannot be read.
+    """
+    parts = sorted({name.rpartition('/')[0] for name in names} - {''})
+    return [card for part in parts if (card := read_card(Path(folder) / part)) is not None]
 
 
 def count_problems(card: DatasetCard, samples: int) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 from rewarm.config.errors import UserError
 from rewarm.config.load import load
 from rewarm.config.plan import make_plan
-from rewarm.config.show import plan_command, set_line
+from rewarm.config.plan_tables import set_line
+from rewarm.config.show import plan_command
 
 SETS = '    - {name: old, local: data/old-val, role: upstream}\n'
 

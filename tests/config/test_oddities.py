@@ -47,6 +47,7 @@ def test_a_secret_in_the_run_file_is_a_warning_without_it(write_run):
 def test_paths_that_are_not_on_this_machine(write_run):
     config = load(write_run(('init_from: scratch', 'init_from: checkpoint:other/ba1')))
     Path('data/old').mkdir(parents=True)
+    Path('data/old/index.json').write_text('')
     assert list(find_missing(config)) == [
         '`stages.1.train.streams.0.local`: data/new is not on this machine; it must be where the run is started',
         '`eval.sets.0.local`: data/old-val is not on this machine; it must be where the run is started',
@@ -55,7 +56,22 @@ def test_paths_that_are_not_on_this_machine(write_run):
     ]
 
 
-@pytest.mark.parametrize('override', ['tokenizer=EleutherAI/pythia-410m', 'model.init_from=hf:EleutherAI/pythia-14m'])
-def test_an_id_is_no_path(write_run, override):
+@pytest.mark.parametrize('override', ['tokenizer=EleutherAI/pythia-410m', 'model.init_from=hf:EleutherAI/pythia-410m'])
+def test_an_id_is_no_path_and_must_be_in_the_cache(write_run, override, tmp_path, monkeypatch):
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub'))
     key = override.partition('=')[0]
+    (found,) = (text for text in find_missing(load(write_run(), [override])) if f'`{key}`' in text)
+    assert "is not in this machine's Hugging Face cache; where the run is started: hf download EleutherAI" in found
+    (tmp_path / 'hub' / 'models--EleutherAI--pythia-410m').mkdir(parents=True)
     assert not [text for text in find_missing(load(write_run(), [override])) if f'`{key}`' in text]
+
+
+def test_a_folder_that_holds_no_dataset_names_those_below(write_run):
+    for split in ('train', 'val'):
+        Path('data/old', split).mkdir(parents=True)
+        Path('data/old', split, 'index.json').write_text('')
+    found = list(find_missing(load(write_run())))
+    hint = 'data/old holds no dataset (no index.json); it has train, val below: name one of them'
+    assert f'`stages.0.train.streams.0`: {hint}' in found
+    cached = load(write_run(('local: data/old,', 'local: data/old, remote: s3://b/old,')))
+    assert not [text for text in find_missing(cached) if '`stages.0.train' in text]

@@ -138,10 +138,13 @@ def test_json(plan):
         'bytes',
         'hours',
         'cost',
+        'not_estimated_without',
         'goodput',
         'recommended_interval',
         'recommended_goodput',
         'losses',
+        'evaluations',
+        'missing',
         'warnings',
     ]
     assert list(content['stages'][0]) == [

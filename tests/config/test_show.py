@@ -1,5 +1,9 @@
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
 from rewarm.config.errors import UserError
@@ -8,6 +12,7 @@ from rewarm.config.load import load
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.config.show import plan_command, schema_text, sketch
+from tests.config.cards import write_card
 
 
 def test_the_table_has_what_matters(write_run, capsys):
@@ -75,6 +80,131 @@ def test_a_short_spike_is_drawn(write_run):
         load(path, ['stages.0.schedule={name: multistep, lr: 1e-3, milestones: [{at: 100ba, factor: 0.1}]}'])
     )
     assert sketch(plan, width=60, height=4).splitlines()[0].startswith(' 1.00e-03 ┤█')
+
+
+@pytest.fixture
+def told(write_run, capsys, monkeypatch):
+    """The lines that `plan` prints in so many columns."""
+
+    def call(*overrides, columns=None, replacements=(), **options):
+        path = write_run(*replacements)
+        monkeypatch.setenv('COLUMNS', str(columns)) if columns else monkeypatch.delenv('COLUMNS', raising=False)
+        plan_command(path, overrides, **options)
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+LONG = ('run_name: small', f'run_name: {"a-long-name-" * 8}'), ('name: new, local', f'name: {"stream" * 6}, local')
+
+
+@pytest.mark.parametrize('columns', [80, 60, 40, None])
+@pytest.mark.parametrize('replacements', [(), LONG], ids=['short', 'long'])
+def test_nothing_is_cut_off_on_a_terminal_of_any_width(told, columns, replacements):
+    lines = told('eval.sets=[]', columns=columns, replacements=replacements)
+    text = '\n'.join(lines)
+    assert '\u2026' not in text  # rich's mark of what did not fit
+    assert max(map(len, lines)) <= (columns or 120)
+    squeezed = ''.join(text.split())
+    for words in (
+        'cosine',
+        '0.0003',
+        '3.01e-05',
+        'constant',
+        'old1/20(320)',
+        '19/20(6.08k)',
+        'reset',
+        'keep',
+        '200batches',
+    ):
+        assert words in squeezed or (words == '200batches' and '│200│' in squeezed), words
+    for replacement in replacements:
+        assert replacement[1].partition(': ')[2].partition(',')[0] in squeezed
+
+
+def test_a_wide_terminal_has_one_line_for_each_stage(told):
+    rows = [[cell.strip() for cell in line.split('│')] for line in told(columns=120)]
+    assert ['', 'old', '3.2k', '100', 'cosine', '0', '0.0003', '3.01e-05', 'old 1 (3.2k)', 'keep', ''] in rows
+
+
+def test_it_says_what_it_needs_for_hours_and_cost(told):
+    flowing = ' '.join(' '.join(told()).split())
+    assert 'hours not estimated without --tokens-per-second (of one GPU) or --measured RUN_FOLDER' in flowing
+    assert 'RUN_FOLDER and --price (of a GPU for an hour)' in flowing
+    known = Conditions(tokens_per_second=10)
+    flowing = ' '.join(' '.join(told(conditions=known)).split())
+    assert '0.3 on 1 GPU, as no --gpus is given' in flowing
+    assert 'cost not estimated without --price (of a GPU for an hour)' in flowing
+    hopeless = Conditions(tokens_per_second=10, preemptions_per_day=10_000)
+    flowing = ' '.join(' '.join(told(conditions=hopeless, price=1.0)).split())
+    assert flowing.count('not estimated: nothing would be trained') == 2
+
+
+def test_what_an_evaluation_takes_is_said(told):
+    flowing = ' '.join(' '.join(told()).split())
+    assert '7 rounds; how many tokens `old` have is not known on this machine' in flowing
+    write_card(Path('data/old-val'), samples=200)
+    known = Conditions(tokens_per_second=10)
+    flowing = ' '.join(' '.join(told(conditions=known, gpus=1)).split())
+    assert '7 rounds of 1.6k tokens (old 1.6k), 54% of all tokens computed, about 28% of the work' in flowing
+    assert 'on 1 GPU, 28% of them for evaluations' in flowing
+    assert 'warning: evaluations are 54% of all tokens' in flowing
+    assert 'none: the run file has no `eval.sets`' in ' '.join(told('eval.sets=[]'))
+
+
+def test_missing_data_is_the_last_that_is_said(told):
+    lines = [line.strip() for line in told()]
+    begin = lines.index('MISSING on this machine, and without it no run starts here:')
+    assert lines[begin + 1].startswith('`stages.0.train.streams.0.local`: data/old is not on this machine')
+    assert lines[-1].endswith('it must be where the run is started')
+    assert not any(line.startswith(('warning', 'note')) for line in lines[begin:])
+
+
+def test_the_number_of_loader_processes_is_said(told):
+    assert any(line.startswith('loader processes') and '3 for each rank; this machine has' in line
+               for line in told('data.num_workers=3'))  # fmt: skip
+
+
+def test_every_default_of_the_schema_is_a_valid_value():
+    schema = json.loads(schema_text())
+    found: list[str] = []
+
+    def walk(way: str, part: Any) -> None:
+        if isinstance(part, dict):
+            if 'default' in part and not way.endswith('.properties'):
+                found.append(way)
+                jsonschema.validate(part['default'], {**part, '$defs': schema['$defs']})
+            for key, item in part.items():
+                walk(f'{way}.{key}', item)
+        elif isinstance(part, list):
+            for index, item in enumerate(part):
+                walk(f'{way}.{index}', item)
+
+    walk('', schema)
+    assert len(found) > 60
+    for text in ('10min', '500ba', '25sec', '20min', '0tok'):
+        assert any(text == each for each in _defaults(schema)), text
+
+
+def _defaults(part: Any) -> Iterator[Any]:
+    if isinstance(part, dict):
+        yield part.get('default')
+    for item in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _defaults(item)
+
+
+def test_a_file_of_nothing_but_defaults_loads(write_run):
+    """What an editor inserts: every key that has a default, with it."""
+    schema = json.loads(schema_text())
+
+    def filled(part: dict) -> dict:
+        return {key: item['default'] for key, item in part['properties'].items() if 'default' in item}
+
+    sections = {'checkpoints': 'CheckpointConfig', 'preemption': 'PreemptionConfig', 'spikes': 'SpikesConfig',
+                'optimizer': 'OptimizerConfig', 'eval': 'EvalConfig', 'data': 'DataConfig'}  # fmt: skip
+    overrides = [f'{key}={json.dumps(filled(schema["$defs"][name]))}' for key, name in sections.items()]
+    plain = [f'{key}={json.dumps(value)}' for key, value in filled(schema).items() if key not in sections]
+    assert make_plan(load(write_run(), [*overrides, *plain])).batches == 300
 
 
 def test_the_schema_explains_itself():

@@ -24,6 +24,7 @@ from rewarm.config.errors import UserError
 from rewarm.config.schedules import ConstantSchedule
 from rewarm.config.schema import (
     DataConfig,
+    EvalConfig,
     EvalSetConfig,
     ModelConfig,
     RunConfig,
@@ -397,6 +398,34 @@ def test_an_evaluation_set_is_read_whole_each_time(config, folders, built, num_w
         assert (labels[:53] != IGNORED).all()
 
 
+@pytest.mark.parametrize(('most', 'microbatch'), [(10, 4), (10, 3), (53, 4), (1000, 4), (1, 4)])
+def test_the_first_samples_of_an_evaluation_set_are_read_whatever_the_batch(config, folders, built, most, microbatch):
+    settings = config(eval=EvalConfig(max_samples=most), device_train_microbatch_size=microbatch)
+    data = built.evaluation(settings, local=folders['old'])
+    batches = list(data.spec.dataloader)
+    ids = [each for batch in batches for each in batch['sample_ids'].tolist() if each >= 0]
+    assert ids == list(range(min(most, 53)))
+    assert data.samples == len(ids)
+    assert sum(int((batch['labels'] != IGNORED).sum()) for batch in batches) == len(ids) * SEQ
+
+
+def test_a_part_of_a_set_has_no_bytes_that_somebody_counted(config, folders, built, tmp_path):
+    folder = shutil.copytree(folders['old'], tmp_path / 'old')
+    settings = config()
+    Path(settings.tokenizer).write_text('{}')
+    write_card(folder, settings.tokenizer, samples=53, tokens=53 * SEQ + 1)
+    assert built.evaluation(settings, local=str(folder)).card is not None
+    for most, known in ((53, True), (52, False)):
+        part = settings.model_copy(update={'eval': EvalConfig(max_samples=most)})
+        assert (built.evaluation(part, local=str(folder)).card is not None) == known
+
+
+def test_more_workers_than_cores_are_no_matter_of_torchs(config, built, recwarn, short_temporary_folder):
+    data = built(config(num_workers=len(os.sched_getaffinity(0)) + 1), total=BATCH)
+    next(iter(data.spec.dataloader))
+    assert not [each for each in recwarn if 'DataLoader' in str(each.message)]
+
+
 # ---------------------------------------------------------------- kinds of shards
 
 
@@ -600,6 +629,20 @@ def write_card(folder, tokenizer, **changes):
         'converter': 'test',
     }
     (Path(folder) / 'dataset_card.json').write_text(json.dumps({**card, **changes}))
+
+
+def test_the_cards_of_merged_parts_must_agree_with_the_run(tmp_path, folders, built, tokenizer_path):
+    part = shutil.copytree(folders['new'], tmp_path / 'merged' / 'part0')
+    index = json.loads((part / 'index.json').read_text())
+    for shard in index['shards']:
+        shard['raw_data']['basename'] = f'part0/{shard["raw_data"]["basename"]}'
+    (tmp_path / 'merged' / 'index.json').write_text(json.dumps(index))
+    config = single(tmp_path, local=str(tmp_path / 'merged'))
+    config = config.model_copy(update={'tokenizer': str(tokenizer_path)})
+    write_card(part, tokenizer_path)
+    built(config)
+    write_card(part, tokenizer_path, tokenizer_hash='sha256:0000000000000')
+    refused(config, 'new: the tokens in .*merged are of another tokenizer')
 
 
 def test_the_card_must_agree_with_the_run(tmp_path, folders, built, tokenizer_path):

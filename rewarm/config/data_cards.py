@@ -83,8 +83,8 @@ def check_cards(config: RunConfig) -> Iterator[tuple[Loc, str]]:
         if ours is not None and card.tokenizer_hash != ours:
             yield (
                 ('tokenizer',),
-                f'`tokenizer` is {config.tokenizer} ({_short(ours)}), but the data of `{dotted(at)}` was converted with another '
-                f'({_short(card.tokenizer_hash)}). Name the one it was made with, or convert it again',
+                f'`tokenizer`: {config.tokenizer} ({_short(ours)}) is another tokenizer than the one that the data of `{dotted(at)}` '
+                f'was converted with ({_short(card.tokenizer_hash)}). Name that one, or convert the data again',
             )
 
 

@@ -42,8 +42,8 @@ def test_a_dataset_of_another_tokenizer_is_named(ours, name, at):
     write_card(Path('data', name), tokenizer_hash=OTHER)
     (found,) = problems()
     assert found == (
-        f'run.yaml:6: `tokenizer` is tokenizer.json ({ours[:19]}...), but the data of `{at}` was converted with another '
-        f'({OTHER[:19]}...). Name the one it was made with, or convert it again'
+        f'run.yaml:6: `tokenizer`: tokenizer.json ({ours[:19]}...) is another tokenizer than the one that the data of `{at}` was '
+        f'converted with ({OTHER[:19]}...). Name that one, or convert the data again'
     )
 
 
@@ -67,7 +67,7 @@ def test_parts_of_a_merged_index_are_checked_too(ours):
     assert problems() == ()
     write_merged(Path('data/old'), ours, OTHER)
     (found,) = problems()
-    assert '`stages.0.train.streams.0` was converted with another' in found
+    assert 'than the one that the data of `stages.0.train.streams.0` was' in found
 
 
 def test_a_dataset_beside_a_merged_index_is_none_of_its_parts(ours):

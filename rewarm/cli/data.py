@@ -1,11 +1,15 @@
 """Text to datasets, and datasets and checkpoints looked over: ``rewarm convert`` and ``rewarm verify``."""
 
+import functools
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from rewarm import terminal
+from rewarm.cli.arguments import AsJson
+from rewarm.cli.output import print_json
 from rewarm.config.errors import UserError
 
 __all__ = ['convert', 'verify']
@@ -50,6 +54,7 @@ def convert(
     ] = 0.001,
     staging: Annotated[str | None, typer.Option(help='Folder for unfinished work. Default: OUT.staging.')] = None,
     progress: Annotated[bool, typer.Option(help='Show a bar on stderr.')] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Turns text into shards with a dataset card. Killed and started again, it finishes and ends byte-equal."""
     terminal.never_wait()
@@ -58,7 +63,9 @@ def convert(
     if len(sources) < 2:
         raise UserError('convert needs at least one source and, last, the folder to write: rewarm convert SRC... OUT')
     options: dict[str, Any] = {'workers': workers} if workers is not None else {}
-    run_conversion(
+    if as_json:
+        options['say'] = functools.partial(print, file=sys.stderr)
+    made = run_conversion(
         sources[:-1],
         sources[-1],
         tokenizer=tokenizer,
@@ -74,6 +81,9 @@ def convert(
         progress=progress,
         **options,
     )
+    if as_json:
+        cards = {split or 'all': card.model_dump(mode='json') for split, card in made.cards.items()}
+        print_json({'out': made.out, 'already_done': made.already_done, 'cards': cards})
 
 
 def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a dataset folder.')]) -> None:

@@ -77,11 +77,12 @@ def ranks(
     *,
     available: Annotated[int, typer.Option(min=1, help='GPUs at hand, on all nodes together.')],
     gpus_per_node: Annotated[int, typer.Option(min=1, help='Use whole nodes of so many GPUs only.')] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Prints the most ranks that can run a run file. If that is fewer than the GPUs at hand, stderr says why."""
     from rewarm.config.ranks import ranks_command
 
-    ranks_command(run, overrides or [], available=available, gpus_per_node=gpus_per_node)
+    ranks_command(run, overrides or [], available=available, gpus_per_node=gpus_per_node, as_json=as_json)
 
 
 def schema() -> None:

@@ -24,11 +24,13 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
     price: Price = None,
+    opening: Annotated[bool, typer.Option('--open', help='Show the page in a browser, if there is one.')] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Writes one self-contained HTML page about a run. Losses, rates, forgetting, recovery, preemptions, cost, what ran."""
-    from rewarm.report.page import write_page
+    from rewarm.report.show_report import report_command
 
-    print(write_page(runs, out, price=price))
+    report_command(runs, out, price=price, as_json=as_json, opening=opening)
 
 
 def status(

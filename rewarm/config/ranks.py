@@ -1,5 +1,6 @@
 """Which numbers of ranks can run a global batch, the most that a given machine park can use, and what would let it use more."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ from rewarm.config.world_sizes import find_world_sizes, fitting_microbatch, near
 
 
 def ranks_command(
-    run_yaml: str | Path, overrides: Sequence[str] = (), *, available: int, gpus_per_node: int = 1
+    run_yaml: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    available: int,
+    gpus_per_node: int = 1,
+    as_json: bool = False,
 ) -> None:
     """Prints the largest number of ranks that can run a run file, and on stderr why it is not all of them.
 
@@ -20,15 +26,22 @@ def ranks_command(
         overrides (Sequence[str]): ``key=value`` each.
         available (int): GPUs at hand.
         gpus_per_node (int): Only whole nodes of so many GPUs are used.
+        as_json (bool): Whether to print all of it as JSON on standard output.
 
     Raises:
         UserError: If the run file is wrong, or no number of whole nodes can run it.
     """
     config = load(run_yaml, overrides, world_size=1)
     ranks = largest_world_size(config, available, gpus_per_node=gpus_per_node)
+    why = explain_choice(config, available, ranks, gpus_per_node=gpus_per_node) if ranks < available else None
+    if as_json:
+        print(
+            json.dumps({'ranks': ranks, 'available': available, 'gpus_per_node': gpus_per_node, 'why': why}, indent=2)
+        )
+        return
     print(ranks)
-    if ranks < available:
-        print(explain_choice(config, available, ranks, gpus_per_node=gpus_per_node), file=sys.stderr)
+    if why is not None:
+        print(why, file=sys.stderr)
 
 
 def largest_world_size(config: RunConfig, available: int, *, gpus_per_node: int = 1) -> int:

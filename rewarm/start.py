@@ -2,23 +2,20 @@
 
 import functools
 import importlib.metadata
-import inspect
 import json
 import platform
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import composer.loggers
 import torch
 from composer.devices import Device
-from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from rewarm import terminal
 from rewarm.checkout import find_commit
 from rewarm.config.errors import UserError, disk_error
 from rewarm.config.load import dump
@@ -31,7 +28,7 @@ from rewarm.terminal import printable
 __all__ = [
     'VERSIONS_OF',
     'announce',
-    'load_loggers',
+    'announce_alone',
     'on_each_node',
     'on_rank_zero',
     'version_of',
@@ -41,17 +38,6 @@ __all__ = [
 
 VERSIONS_OF = ('rewarm', 'torch', 'triton', 'mosaicml', 'mosaicml-streaming', 'transformers', 'tokenizers', 'numpy')
 
-LOGGER_CLASSES = {
-    'tensorboard': 'TensorboardLogger',
-    'wandb': 'WandBLogger',
-    'mlflow': 'MLFlowLogger',
-    'neptune': 'NeptuneLogger',
-    'comet_ml': 'CometMLLogger',
-    'file': 'FileLogger',
-    'in_memory': 'InMemoryLogger',
-}
-"""Composer's class behind each name of the run file."""
-
 Result = TypeVar('Result')
 
 
@@ -59,6 +45,14 @@ def announce(text: str) -> None:
     """Says something once, on rank 0's standard error, above a progress bar if there is one."""
     if dist.get_global_rank() == 0:
         tqdm.write(printable(text), file=sys.stderr)
+
+
+def announce_alone(text: str) -> None:
+    """Says what a rank found alone: on any of them, with its number if it is not rank 0."""
+    if (rank := dist.get_global_rank()) == 0:
+        announce(text)
+    else:
+        terminal.say(f'rank {rank}: {text}')
 
 
 @functools.cache
@@ -130,36 +124,6 @@ def write_start_files(folder: Path, config: RunConfig, plan: Plan, device: Devic
     }
     for name, text in texts.items():
         write_whole(folder / name, text.encode())
-
-
-def load_loggers(config: RunConfig, run_folder: Path, begins_at: str) -> list[LoggerDestination]:
-    """Builds Composer's loggers by their names in the run file; what they write goes into the run folder.
-
-    Args:
-        config (RunConfig): The run file.
-        run_folder (Path): The folder on this node.
-        begins_at (str): Stage and batch, for the name of the text log: no start overwrites another's.
-
-    Returns:
-        list[LoggerDestination]: For one Trainer, which closes them.
-
-    Raises:
-        UserError: If a logger's package is not installed or its arguments do not fit.
-    """
-    found = []
-    for name, arguments in config.loggers.items():
-        kind = getattr(composer.loggers, LOGGER_CLASSES[name])
-        parameters, folder = inspect.signature(kind).parameters, run_folder / name
-        if 'log_dir' in parameters:
-            arguments = {'log_dir': str(folder), **arguments}
-        if 'filename' in parameters:
-            text_log = f'{folder}/{begins_at}-{time.strftime("%Y%m%dT%H%M%S")}'
-            arguments = {**arguments, 'filename': text_log.replace('{', '{{').replace('}', '}}') + '-rank{rank}.txt'}
-        try:
-            found.append(kind(**arguments))
-        except Exception as error:
-            raise UserError(f'loggers.{name}: {error}') from error
-    return found
 
 
 def version_of(package: str) -> str | None:

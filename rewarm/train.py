@@ -26,6 +26,7 @@ from rewarm.data.tokens import find_tokenizer
 from rewarm.formats.checkpoint import RewarmState, batch_of
 from rewarm.formats.records import Damage
 from rewarm.formats.tokenizer_folder import TokenizerFiles
+from rewarm.loggers.run_loggers import RunLoggers, ensure_identity
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
@@ -55,7 +56,7 @@ from rewarm.resume.tokenizer import keep_tokenizer
 from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
-from rewarm.start import announce, load_loggers, on_each_node, on_rank_zero, warn, write_start_files
+from rewarm.start import announce, announce_alone, on_each_node, on_rank_zero, warn, write_start_files
 
 __all__ = ['run']
 
@@ -71,6 +72,7 @@ class Start:
     stop: StopRequest
     watchdog: Watchdog
     first_batch: FirstBatch
+    loggers: RunLoggers
 
 
 @dataclass
@@ -115,19 +117,25 @@ def run(config: RunConfig) -> int:
         record=events.record,
         folder=folder,
     )
+    loggers = RunLoggers(config, folder, record=events.record, say=announce_alone, seconds_left=stop.seconds_to_leave)
     notices = NoticeWatcher(config.preemption.notice, config.preemption.notice_url, stop.on_notice, announce)
     with ExitStack() as stack:
         on_rank_zero(lambda: stack.enter_context(store.held()))
         stack.enter_context(watchdog)
+        stack.enter_context(loggers)
         stack.callback(notices.close)
         on_each_node(notices.start)
         if dist.get_local_rank() == 0:
             sweep_shared_memory()
         dist.barrier()
-        this = Start(config, device, store, events, stop, watchdog, FirstBatch(events, announce))
+        this = Start(config, device, store, events, stop, watchdog, FirstBatch(events, announce), loggers)
         while True:
             try:
-                return _go_on(this)
+                code = _go_on(this)
+                on_rank_zero(
+                    lambda: loggers.close(failed=False)
+                )  # a launcher ends all ranks with the first that leaves
+                return code
             except RollBack as back:
                 newest = store.latest()
                 events.record('rollback', batch=back.batch, tokens=back.tokens, to=newest, reason=back.reason)
@@ -177,6 +185,8 @@ def _go_on(this: Start) -> int:
         announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
         return _finish(this)
 
+    identity = on_rank_zero(lambda: ensure_identity(store.folder, say=announce))
+    this.loggers.go_on(identity, state.batch, trained=saved is not None or lost > 0)
     model = build_model(config, this.device, initialise=state.checkpoint is None)
     optimizer = build_optimizer(model.pythia, config.optimizer, lr=stages[0].lr(0))
     saver = BackgroundSaver(
@@ -301,7 +311,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
             Refetches(events, datasets),
             this.first_batch,
         ],
-        loggers=load_loggers(config, folder, f'{stage.name}-ba{state.batch:08d}'),
+        loggers=this.loggers.destinations(),
         device=this.device,
         device_train_microbatch_size=config.device_train_microbatch_size,
         precision='fp32',  # the model itself computes in bf16 where asked to

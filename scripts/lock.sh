@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock() {  # lock OUTPUT [uv's arguments]
-    uv pip compile pyproject.toml --extra dev --extra s3 --extra convert --universal --python-version 3.11 \
+    uv pip compile pyproject.toml --extra dev --extra s3 --extra convert --extra wandb --extra mlflow --universal --python-version 3.11 \
         --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file "$1" "${@:2}"
     sed -i 's/^torch==/torch===/' "$1"
 }

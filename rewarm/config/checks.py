@@ -193,7 +193,7 @@ def _check_loggers(config: RunConfig) -> Iterator[Finding]:
             continue
         known = LOGGERS[name]
         for key in arguments:
-            if known is not None and key not in known:
+            if key not in known:
                 text = f'unknown key `loggers.{name}.{key}`.{did_you_mean(key, known)} Known keys here: {", ".join(sorted(known)) or "none"}'
                 yield ('loggers', name, key), text
 

@@ -6,9 +6,10 @@ from pydantic_core import PydanticCustomError
 
 from rewarm.config.duration import Duration
 from rewarm.config.located import Loc, dotted
-from rewarm.config.loggers import PATHS, POSITIVE_INTEGERS
+from rewarm.config.loggers import KINDS, LOGGERS, PATHS, wrong_type
 from rewarm.config.paths import expand_path, is_url
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
+from rewarm.config.secrets import is_secret_name
 from rewarm.config.world_sizes import find_world_sizes
 
 LARGEST_COUNT = 1 << 63
@@ -115,13 +116,10 @@ def _check_urls(config: RunConfig) -> Iterator[tuple[Loc, str]]:
 
 def _check_logger_arguments(config: RunConfig) -> Iterator[tuple[Loc, str]]:
     for name, arguments in config.loggers.items():
-        for key in POSITIVE_INTEGERS:
-            value = arguments.get(key, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-                yield (
-                    ('loggers', name, key),
-                    f'`loggers.{name}.{key}` must be a whole number above 0, got {value!r:.60}',
-                )
+        for key, kind in LOGGERS.get(name, {}).items():
+            if key in arguments and wrong_type(kind, arguments[key]):
+                value = '...' if is_secret_name(key) else f'{arguments[key]!r:.60}'
+                yield ('loggers', name, key), f'`loggers.{name}.{key}` must be {KINDS[kind]}, got {value}'
         for key in PATHS:
             if isinstance(path := arguments.get(key), str):
                 try:

@@ -7,6 +7,7 @@ from typing import Any
 from rewarm.config.data_cards import local_folder
 from rewarm.config.limits import places
 from rewarm.config.located import dotted
+from rewarm.config.loggers import missing_client, untried_client
 from rewarm.config.paths import is_url
 from rewarm.config.schema import RunConfig
 from rewarm.config.secrets import REDACTED, is_secret_name, without_secrets
@@ -48,7 +49,7 @@ def find_oddities(config: RunConfig) -> Iterator[str]:
 
 
 def find_missing(config: RunConfig) -> Iterator[str]:
-    """Finds paths on this machine that a run would read and that are not there.
+    """Finds what a run needs and is not on this machine: paths that it would read, and clients of its loggers.
 
     Args:
         config (RunConfig): The settings.
@@ -65,6 +66,9 @@ def find_missing(config: RunConfig) -> Iterator[str]:
         if path and not is_url(path) and not os.path.exists(path):
             yield f'`{key}`: {path} is not on this machine; it must be where the run is started'
     yield from _missing_datasets(config)
+    for name in config.loggers:
+        if problem := missing_client(name) or untried_client(name):
+            yield f'`loggers.{name}`: {problem}'
     for key, model_id in (('tokenizer', config.tokenizer), ('model.init_from', source if kind == 'hf' else '')):
         if model_id and not is_path(model_id) and not os.path.exists(model_id) and not is_in_hub_cache(model_id):
             command = f'hf download {model_id}' + (

@@ -12,6 +12,7 @@ from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
 from rewarm.config.goodput import Conditions
 from rewarm.config.load import load
+from rewarm.config.loggers import refuse_odd_clients
 from rewarm.config.oddities import find_missing
 from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.plan_tables import render
@@ -50,6 +51,7 @@ def plan_command(
     known = conditions or Conditions()
     _check_options(known, gpus, price)
     config = load(run_yaml, overrides, world_size=gpus)
+    refuse_odd_clients(config.loggers)
     plan = _look_around(config, make_plan(config, gpus=gpus, price=price, conditions=known))
     marks = parse_marks(lr_at, plan) if lr_at else None
     if as_json:

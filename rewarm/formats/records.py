@@ -128,6 +128,8 @@ class Batch:
     """When it was done; old runs did not record it."""
     skipped: Flag = False
     """It was left out of training, by a rule for spikes of the loss."""
+    grad_norm: Number = math.nan
+    """Of the gradient before clipping; NaN where it was no number, or the file has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ class EventFields(TypedDict, total=False):
     stall_seconds: Annotated[float, Field(strict=True, ge=0, le=LONGEST_SECONDS)] | None
     bytes: Count | None
     lost_batches: Count | None
+    logger: Text | None
+    calls: Count | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from rewarm.report.interruptions import interruptions, throughput
+from rewarm.report.logger_failures import failure_text, find_logger_failures
 from rewarm.report.run_folder import Run
 from rewarm.report.spending import device_hours, find_flops_per_token, find_parameters, find_trained_tokens
 from rewarm.report.tables import duration_text, escape, tokens_text
@@ -84,6 +85,7 @@ def _how_it_went(run: Run) -> Iterator[Entry]:
     stood_still = f'{speed.saves} checkpoints, {duration_text(speed.stall_seconds)} standing still'
     yield 'Saving', stood_still if speed.saves else ''
     yield 'Lost to interruptions', _lost(run)
+    yield 'Loggers', '. '.join(map(failure_text, find_logger_failures(run.events)))
     yield 'Damaged lines left out', '; '.join(map(str, run.damage))
 
 

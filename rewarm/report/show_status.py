@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rewarm.console import open_console
+from rewarm.report.logger_failures import failure_text, find_logger_failures
 from rewarm.report.newest_losses import loss_lines, loss_text, losses_to_json
 from rewarm.report.position import Position
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
@@ -100,6 +101,8 @@ def status_lines(status: Status, price: float | None = None) -> dict[str, str]:
         lines['pinned'] = ', '.join(status.pinned)
     if status.lag:
         lines['bucket'] = _lag(status.lag, status.now)
+    if failures := find_logger_failures(status.run.events):
+        lines['loggers'] = '. '.join(map(failure_text, failures))
     lines['stops'] = _stops(status)
     if status.device_hours is not None:
         lines['spent'] = _spent(status, price)
@@ -168,6 +171,15 @@ def to_json(status: Status, price: float | None = None) -> dict[str, Any]:
         'cost': None if price is None or hours is None else hours * price,
         'cost_to_come': None if price is None or to_come is None else to_come * price,
         'eta_seconds': status.eta_seconds,
+        'loggers': {
+            each.name: {
+                'fails': each.is_new,
+                'since': each.since.isoformat() if each.since else None,
+                'reason': each.reason,
+                'lost_calls': each.calls,
+            }
+            for each in find_logger_failures(status.run.events)
+        },
         'damaged_lines': {each.file: each.lines for each in status.run.damage},
         'if_started_now': status.next_start,
     }

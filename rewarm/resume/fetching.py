@@ -2,21 +2,29 @@
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rewarm.buckets.errors import Damaged
-from rewarm.config.errors import UserError
+from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.checkpoint import LARGEST_BYTES, MANIFEST_FILE, NAME
 from rewarm.formats.files import read_bytes, write_whole
+from rewarm.formats.logger_files import (
+    IDENTITY_FILE,
+    LARGEST_IDENTITY_BYTES,
+    parse_identity,
+    read_identity,
+    write_identity,
+)
 from rewarm.formats.records import EVENTS as EVENT_LINES
 from rewarm.formats.records import Damage, parse_lines
 from rewarm.resume.archive import Archive, put_in_place
 from rewarm.resume.verification import damage
 
-__all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch']
+__all__ = ['EVENTS', 'RECORDS', 'Fetched', 'fetch', 'fetch_identity']
 
 RECORDS = ('metrics.jsonl', 'evals.jsonl')
 EVENTS = 'events.jsonl'
@@ -100,6 +108,28 @@ def fetch(
             + 'Bring back a good copy of one of them, or write another `run_folder` to start from the beginning.'
         )
     return None
+
+
+def fetch_identity(archive: Archive, folder: Path) -> None:
+    """Brings the run's identity, if the bucket has it: the bucket's holds, since other machines have it from there too.
+
+    Raises:
+        BucketError: If the bucket cannot be read.
+        OSError: If the disk is full.
+    """
+    url = f'{archive.url.rpartition("/")[0]}/{IDENTITY_FILE}'
+    try:
+        data = archive.bucket.read(url, largest_bytes=LARGEST_IDENTITY_BYTES)
+    except Damaged:
+        return
+    if data is None:
+        return
+    with suppress(DamagedFile):  # theirs: the start draws another where there is none; ours: theirs takes its place
+        theirs = parse_identity(data, url)
+        with suppress(DamagedFile):
+            if read_identity(folder) == theirs:
+                return
+        write_identity(folder, theirs)
 
 
 def _why_not(archive: Archive, path: Path, *, exactly: bool, trained: bool) -> str:

@@ -17,7 +17,7 @@ from rewarm.config.errors import DamagedFile, UserError
 from rewarm.formats.checkpoint import NAME
 from rewarm.formats.files import private_folder
 from rewarm.resume.archive import Archive
-from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch
+from rewarm.resume.fetching import EVENTS, RECORDS, Fetched, fetch, fetch_identity
 from rewarm.resume.ownership import Ownership
 from rewarm.resume.refusals import Refusals, Refused
 from rewarm.resume.uploads import Job, Lag, Uploads
@@ -91,9 +91,12 @@ class Mirror:
         Raises:
             UserError: If there are checkpoints and none is whole, the bucket cannot be read or the disk is full.
         """
-        return self._patiently(
+        found = self._patiently(
             lambda: fetch(self._archive, self.folder, record=self._record, say=self._say, wanted=name, trained=trained)
         )
+        if name is None:
+            self._patiently(lambda: fetch_identity(self._archive, self.folder))
+        return found
 
     def publish(self, name: str, *, keep: int, stage_ends: Collection[int]) -> None:
         """Asks for the upload of a checkpoint and its records, and returns at once.
@@ -213,7 +216,7 @@ class Mirror:
         return self._refusals.error(f'{self.url}/{name}' for name in RECORDS)
 
     def _upload_others(self) -> None:
-        """Settings and what loggers wrote, for people to read; never fetched. ``latest`` goes last."""
+        """Settings and what loggers wrote, for people to read; only the run's identity is ever fetched. ``latest`` goes last."""
         top = {'checkpoints', *RECORDS, EVENTS}
         paths = [path for path in self.folder.rglob('*') if path.relative_to(self.folder).parts[0] not in top]
         hidden = [path for path in paths if any(part.startswith('.') for part in path.relative_to(self.folder).parts)]

@@ -21,6 +21,9 @@ LAST_WORDS_SECONDS = 0.5
 SAME_REQUEST_SECONDS = 5
 """A signal to a whole process group reaches a rank twice, from the sender and passed on by the launcher."""
 
+FAREWELL_SECONDS, LEAST_SECONDS = 30.0, 2.0
+"""For what is worth a wait at the end of a process: at most, and at least even in a grace period that is nearly over."""
+
 
 class StopRequest:
     """Remembers signals and notices. The second signal ends the process at once; a signal after a notice is the first.
@@ -78,6 +81,13 @@ class StopRequest:
             return max(0.0, self._received_at + self.grace_period_seconds - time.monotonic())
         left = None if self._nearest is None else self._nearest.seconds_left
         return self.grace_period_seconds if left is None else left
+
+    def seconds_to_leave(self) -> float:
+        """For what is worth a wait and no more: half a minute, or what is left of the grace period with a little to spare."""
+        asked = self.received is not None or self.agreed is not None
+        return (
+            max(LEAST_SECONDS, min(FAREWELL_SECONDS, self.seconds_left - LEAST_SECONDS)) if asked else FAREWELL_SECONDS
+        )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

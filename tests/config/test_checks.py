@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -296,11 +297,34 @@ def test_loggers_are_composers():
         'in_memory': loggers.InMemoryLogger,
     }
     assert list(classes) == list(LOGGERS)
+    named_by_the_run = {'filename', 'remote_file_name', 'overwrite'}
     for name, known in LOGGERS.items():
-        if known is not None:
-            named_by_the_run = {'filename', 'remote_file_name', 'overwrite'} if name == 'file' else set()
-            parameters = inspect.signature(classes[name]).parameters
-            assert known == tuple(key for key in parameters if key not in named_by_the_run), name
+        parameters = {
+            key: each
+            for key, each in inspect.signature(classes[name]).parameters.items()
+            if each.kind != inspect.Parameter.VAR_KEYWORD and not (name == 'file' and key in named_by_the_run)
+        }
+        if name == 'neptune':  # goes on with what `neptune.Run` takes
+            assert list(parameters) == list(known)[: len(parameters)]
+        else:
+            assert list(parameters) == list(known), name
+        for key, each in parameters.items():
+            assert known[key] == _kind_of(each), f'{name}.{key}: {each}'
+
+
+def _kind_of(parameter: Any) -> str:
+    """The kind of an argument by what its annotation begins with."""
+    text = str(parameter.annotation).replace('typing.', '').removeprefix('Optional[').removeprefix('Union[')
+    kinds = {
+        'bool': 'flag',
+        'int': 'count',
+        'list[str]': 'texts',
+        'dict[': 'keys',
+        'str': 'text',
+        'NEPTUNE_MODE': 'text',
+    }
+    kinds['Literal['] = 'text'
+    return next(kind for begin, kind in kinds.items() if text.removeprefix("<class '").startswith(begin))
 
 
 @pytest.mark.parametrize('place', ['ftp://host/run', 'azure://container/run', 's3://', 's3://bucket', 'gs://bucket/'])

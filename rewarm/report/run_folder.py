@@ -174,7 +174,7 @@ def read_run(folder: str | Path, *, last_batches: int | None = None, tail_bytes:
     if not path.is_dir():
         raise NoRunYet(f'{path}: no such folder')
     if not is_run_folder(path):
-        raise NoRunYet(f'{path}: not a run folder, it has none of {", ".join(RUN_FILES)}; {_which_run(path)}')
+        raise NoRunYet(f'{path}: not a run folder{_which_run(path)}')
     metrics, evals, happened = (Damage(name) for name in ('metrics.jsonl', 'evals.jsonl', 'events.jsonl'))
     config, config_text = _read_config(path / 'config.yaml')
     plan = _read(PlanFile, path / 'plan.json')
@@ -207,10 +207,13 @@ def _which_run(path: Path) -> str:
     """What to give instead of a folder that is none of a run."""
     runs = sorted(each.name for each in path.iterdir() if each.is_dir() and is_run_folder(each))
     if not runs:
-        return 'give the folder that `run_folder` names in the YAML, for example runs/NAME'
+        return (
+            f', it has none of {", ".join(RUN_FILES)}; '
+            'give the folder that `run_folder` names in the YAML, for example runs/NAME'
+        )
     more = f' and {len(runs) - MOST_NAMED} more' if len(runs) > MOST_NAMED else ''
     return printable(
-        f'it holds the runs {", ".join(runs[:MOST_NAMED])}{more}: name one of them. All: rewarm runs {path}'
+        f'; it holds the runs {", ".join(runs[:MOST_NAMED])}{more}: name one of them. All: rewarm runs {path}'
     )
 
 

@@ -11,6 +11,7 @@ from rewarm.config.plan import make_plan
 from rewarm.config.plan_tables import set_line
 from rewarm.config.show import plan_command
 
+YAMLS = Path(__file__).parents[2] / 'yamls'
 SETS = '    - {name: old, local: data/old-val, role: upstream}\n'
 
 
@@ -96,3 +97,12 @@ def test_a_role_that_the_checkpoint_contradicts_is_said(write_run):
 def test_of_is_a_list_of_names(write_run, value):
     with pytest.raises(UserError, match=r'run\.yaml:32'):
         load(write_run(('role: upstream}', f'role: upstream, of: {value}}}')))
+
+
+@pytest.mark.parametrize('path', sorted(YAMLS.glob('*/*.yaml')), ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_the_run_files_here_have_no_set_that_belongs_nowhere(path, monkeypatch):
+    monkeypatch.chdir(YAMLS.parent)
+    plan = make_plan(load(path), previous_lr=1e-4)
+    assert [text for text in plan.warnings if 'eval set' in text] == []
+    if path.name == 'same-data.yaml':
+        assert plan.eval_sets == {'old': ('old, trained again',), 'new': ('not trained',)}

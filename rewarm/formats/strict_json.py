@@ -7,6 +7,7 @@ pairs, and numbers that no 64-bit field holds. Each format is a pydantic model; 
     card = read_file(DatasetCard, folder / 'dataset_card.json')
 """
 
+import difflib
 import json
 import math
 import re
@@ -25,6 +26,7 @@ __all__ = ['Record', 'as_record', 'in_words', 'parse_json', 'parse_record', 'rea
 DEEPEST = 100
 """Levels of nesting; none of our formats has more than eight."""
 
+_MOST_KEYS, _MOST_COMPARED = 20, 100
 _INFINITE = math.inf
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 _NUMBERS = ('int_type', 'float_type', 'bool_type')  # pydantic's names for a value that is none of these
@@ -128,12 +130,25 @@ def read_file(kind: type[Kind], path: str | Path, *, largest_bytes: int = LARGES
 def in_words(problem: Any) -> str:
     """What pydantic found at one place."""
     if problem['type'] == 'missing':
-        return 'is missing'
+        return f'is missing{_keys_there(problem["input"], str(problem["loc"][-1]))}'
     message = str(problem['msg']).removeprefix('Value error, ').removeprefix('Input ')
     if problem['type'] == 'value_error':  # in words of our own, which say what is there
         return message
     text = ' (a text)' if isinstance(problem['input'], str) and problem['type'] in _NUMBERS else ''
     return f'{message}, not {problem["input"]!r:.60}{text}'
+
+
+def _keys_there(content: object, wanted: str) -> str:
+    """What there is where a key is missing, since most are spelt otherwise; nothing where that is no object."""
+    if not isinstance(content, dict):
+        return ''
+    keys = [str(key) for key in cast('dict[object, object]', content)]
+    if not keys:
+        return '; there are no keys'
+    shown = ', '.join(f'{key:.40}' for key in keys[:_MOST_KEYS]) + (', ...' if len(keys) > _MOST_KEYS else '')
+    close = difflib.get_close_matches(wanted, [key for key in keys[:_MOST_COMPARED] if len(key) < 100], n=1, cutoff=0.75)
+    meant = f', and `{close[0]}` may be meant for it' if close else ''
+    return f'; there are {shown}{meant}'
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

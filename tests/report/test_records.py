@@ -36,7 +36,7 @@ def test_a_damaged_line_is_dropped_and_told_and_a_torn_one_dropped(metrics):
     assert metrics.cut(lambda each: each.batch != 2, damage) == 1
     assert [each.batch for each in metrics.read()] == [1, 3, 4]
     assert str(damage) == (
-        '1 damaged line of metrics.jsonl left out, the first: metrics.jsonl:4: damaged: stage: is missing'
+        '1 damaged line of metrics.jsonl left out, the first: metrics.jsonl:4: damaged: stage: is missing; there are no keys'
     )
     again = Damage('metrics.jsonl')
     metrics.cut(lambda each: True, again)

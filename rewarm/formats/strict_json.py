@@ -146,7 +146,9 @@ def _keys_there(content: object, wanted: str) -> str:
     if not keys:
         return '; there are no keys'
     shown = ', '.join(f'{key:.40}' for key in keys[:_MOST_KEYS]) + (', ...' if len(keys) > _MOST_KEYS else '')
-    close = difflib.get_close_matches(wanted, [key for key in keys[:_MOST_COMPARED] if len(key) < 100], n=1, cutoff=0.75)
+    close = difflib.get_close_matches(
+        wanted, [key for key in keys[:_MOST_COMPARED] if len(key) < 100], n=1, cutoff=0.75
+    )
     meant = f', and `{close[0]}` may be meant for it' if close else ''
     return f'; there are {shown}{meant}'
 

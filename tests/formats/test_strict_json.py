@@ -46,8 +46,14 @@ def test_what_readers_disagree_on_is_damage(data, what):
     [
         (b'null', 'should be an object, not None'),
         (b'{"name": "a"}', 'samples: is missing; there are name$'),
-        (b'{"name": "a", "sample": 3}', 'samples: is missing; there are name, sample, and `sample` may be meant for it$'),
-        (b'{"samples": 3, ' + b', '.join(b'"k%d": 1' % n for n in range(50)) + b'}', 'name: is missing; there are samples, k0, .*k18, [.]{3}$'),
+        (
+            b'{"name": "a", "sample": 3}',
+            'samples: is missing; there are name, sample, and `sample` may be meant for it$',
+        ),
+        (
+            b'{"samples": 3, ' + b', '.join(b'"k%d": 1' % n for n in range(50)) + b'}',
+            'name: is missing; there are samples, k0, .*k18, [.]{3}$',
+        ),
         (b'{}', 'is missing; there are no keys$'),
         (b'{"name": "a", "samples": "5"}', "samples: should be a valid integer, not '5'"),
         (b'{"name": "a", "samples": true}', 'samples: should be a valid integer, not True'),

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import threading
 import time
 from typing import NoReturn
 
@@ -17,6 +18,9 @@ EXIT_PREEMPTED = 75
 
 LAST_WORDS_SECONDS = 0.5
 """For what was written before a signal in the first seconds to reach the terminal."""
+
+CLEARING_UP_SECONDS = 20.0
+"""For what libraries do at a process's end."""
 
 TEE_SECONDS = 0.2
 """A Ctrl-C that reaches this process also ends the `tee` that its output goes to; it is to be seen gone."""
@@ -65,6 +69,9 @@ def _leave(code: int) -> NoReturn:
     lets go of a tensor late (SIGABRT).
     """
     signals.ignore()
+    too_long = threading.Timer(CLEARING_UP_SECONDS, os._exit, (code,))
+    too_long.daemon = True
+    too_long.start()  # a logger's client may wait for a network that is away
     try:
         atexit._run_exitfuncs()
         terminal.drain()

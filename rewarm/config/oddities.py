@@ -43,6 +43,8 @@ def find_oddities(config: RunConfig) -> Iterator[str]:
     yield from _odd_training(config)
     yield from _odd_workers(config)
     for name, arguments in config.loggers.items():
+        if problem := untried_client(name):
+            yield f'`loggers.{name}`: {problem}'
         for key in _secrets(arguments, ''):
             where = SECRET_VARIABLES.get(name, 'an environment variable that the logger reads')
             yield f'`loggers.{name}.{key}` is a secret in the run file. Put it into {where}, and remove it there'
@@ -67,7 +69,7 @@ def find_missing(config: RunConfig) -> Iterator[str]:
             yield f'`{key}`: {path} is not on this machine; it must be where the run is started'
     yield from _missing_datasets(config)
     for name in config.loggers:
-        if problem := missing_client(name) or untried_client(name):
+        if problem := missing_client(name):
             yield f'`loggers.{name}`: {problem}'
     for key, model_id in (('tokenizer', config.tokenizer), ('model.init_from', source if kind == 'hf' else '')):
         if model_id and not is_path(model_id) and not os.path.exists(model_id) and not is_in_hub_cache(model_id):

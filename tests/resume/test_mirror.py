@@ -14,6 +14,7 @@ import pytest
 from rewarm.buckets import s3
 from rewarm.buckets.errors import Unreachable
 from rewarm.config.errors import UserError
+from rewarm.formats.logger_files import Identity, read_identity, write_identity
 from rewarm.formats.records import BATCHES, EVENTS
 from rewarm.report.records import JsonLines
 from rewarm.resume import fetching
@@ -104,6 +105,23 @@ def test_a_run_comes_back_to_an_empty_disk_byte_for_byte(server, machine):
         assert (second.folder / record).read_bytes() == (first.folder / record).read_bytes()
     assert second.mirror.lag().newest == name(4)
     assert second.events == []
+
+
+@pytest.mark.parametrize('before', [None, 'their own', 'torn'])
+def test_the_identity_of_a_run_comes_from_its_bucket_also_where_no_checkpoint_is(server, machine, before):
+    first, second, third = machine(), machine(start=False), machine(start=False)
+    identity = Identity(id='0123456789abcdef' * 2)
+    write_identity(first.folder, identity)
+    assert first.mirror.flush(30)
+    if before == 'torn':
+        (second.folder / 'identity.json').write_text('{"id": ')
+    elif before:
+        write_identity(second.folder, Identity(id='f' * 32))
+    assert second.mirror.fetch() is None
+    assert read_identity(second.folder) == identity
+    server.client().put_object(Bucket=BUCKET, Key='runs/tiny/identity.json', Body=b'{"id": "..."}')
+    assert third.mirror.fetch() is None
+    assert read_identity(third.folder) is None
 
 
 def test_what_was_uploaded_is_told_with_its_size_and_place(server, machine):

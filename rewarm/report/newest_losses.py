@@ -10,7 +10,7 @@ from rewarm.report.forgetting import Change, SetChanges, set_changes
 from rewarm.report.run_folder import Evaluation, Run
 from rewarm.report.stories import set_label
 
-__all__ = ['loss_lines', 'loss_text', 'losses_to_json', 'mean_loss']
+__all__ = ['MOST_SETS', 'loss_lines', 'loss_text', 'losses_to_json', 'mean_loss']
 
 MOST_SETS = 6
 """That a line names; the rest is counted."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewarm.console import open_console
 from rewarm.report.logger_failures import failure_text, find_logger_failures
-from rewarm.report.newest_losses import loss_lines, loss_text, losses_to_json
+from rewarm.report.newest_losses import MOST_SETS, loss_lines, loss_text, losses_to_json
 from rewarm.report.position import Position
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
 from rewarm.report.watch import Look, choose_seconds, watch
@@ -147,6 +147,7 @@ def to_json(status: Status, price: float | None = None) -> dict[str, Any]:
         'lr': last.lr if last and last.lr == last.lr else None,
         'tokens_per_second': status.tokens_per_second,
         'evaluations': losses_to_json(status.run),
+        'evaluating': dict(status.evaluating.fields) if status.evaluating else None,
         'process': {'pid': owner.pid, 'host': owner.host, 'since': owner.since} if owner else None,
         'last_batch_age_seconds': _age(status, status.last_batch_at),
         'last_sign_age_seconds': _age(status, status.last_sign_at),
@@ -234,13 +235,24 @@ def _held_by(status: Status) -> str:
         since = f', since {duration_text(max(0.0, status.now.timestamp() - status.owner.since))} ago'
     if status.in_bucket:
         return f'last taken by {status.owner}{since}; {said}, as far as it was uploaded'
-    if status.is_starting:
-        said += '; since its start none: it is loading, or evaluates before the first one'
+    said += _meanwhile(status)
     silent = _age(status, status.last_sign_at)
     if silent is not None and silent > QUIET_SECONDS:
-        why = ', loading or evaluating before its first batch' if status.is_starting else ''
-        return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}{why}'
+        return f'nothing for {duration_text(silent)} although {status.owner} holds the run{since}{_meanwhile(status)}'
     return f'{status.owner}{since}; {said}'
+
+
+def _meanwhile(status: Status) -> str:
+    """What a process does that trains no batch now, as far as it said."""
+    first = 'before its first batch' if status.is_starting else ''
+    if status.evaluating is None:
+        return f'; loading, {first}' if first else ''
+    fields, age = status.evaluating.fields, _age(status, status.evaluating.time)
+    tokens, sets = fields.get('evaluated_tokens'), fields.get('sets')
+    what = ', '.join(map(str, sets[:MOST_SETS])) if isinstance(sets, list) else ''
+    what += f' ({tokens:,} tokens)' if isinstance(tokens, int) else ''
+    since = '' if age is None else f', since {duration_text(age)} ago'
+    return f'; evaluating {what} {first}'.rstrip() + since
 
 
 def _last_save(status: Status) -> str:

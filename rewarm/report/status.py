@@ -82,6 +82,8 @@ class Status:
     """Time in batches that count, over the time from the first start until now, or the last sign of life if nobody runs."""
     is_starting: bool
     """Whether the newest process has trained no batch yet."""
+    evaluating: Event | None
+    """The event of an evaluation that is under way."""
     ending: Event | None
     """Why the newest process ended; ``None`` if it left no word, or is there."""
     finished: bool
@@ -220,12 +222,19 @@ def _find_status(folder: Path, place: str, now: datetime, *, brief: bool) -> Sta
         else device_hours_so_far(run, starts, now if held and not in_bucket else last_sign_at),
         goodput=None if brief else _goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
         is_starting=bool(starts) and held and not starts[-1].same_process and starts[-1].training is None,
+        evaluating=_evaluating(starts[-1]) if starts and held else None,
         ending=ending,
         finished=finished,
         next_start=describe_next_start(
             owner if held else None, saved, finished=finished, batch=batch, in_bucket=in_bucket
         ),
     )
+
+
+def _evaluating(start: Start) -> Event | None:
+    """The evaluation that a process has begun and not ended."""
+    newest = start.events_named('eval_start', 'eval_end')[-1:]
+    return newest[0] if newest and newest[0].event == 'eval_start' else None
 
 
 def _said_it_stopped(ending: Event | None, owner: Owner | None) -> bool:

@@ -98,10 +98,16 @@ def test_a_process_that_has_not_trained_yet_is_told(tmp_path, hold):
     story.event('run_start', world_size=1, host='laptop', seconds=4)
     story.event('resume', **{'from': 'ba00000009', 'where': 'disk', 'lost_batches': 9})
     holder = hold(story.write())
-    assert 'since its start none: it is loading, or evaluates before the first one' in lines_of(story)['held by']
+    assert lines_of(story)['held by'].endswith('; loading, before its first batch')
+    story.event('eval_start', sets=['code', 'prose'], evaluated_tokens=259000)
+    assert lines_of(story, seconds=200)['held by'].endswith(
+        '; evaluating code, prose (259,000 tokens) before its first batch, since 3 min ago'
+    )
     said = lines_of(story, minutes=9)['held by']
     assert said.startswith(f'nothing for 9 min although process {holder.pid} on')
-    assert said.endswith(', loading or evaluating before its first batch')
+    assert said.endswith('before its first batch, since 9 min ago')
+    assert to_json(find_status(story.folder))['evaluating']['sets'] == ['code', 'prose']
+    story.event('eval_end', sets=['code', 'prose'], seconds=90)
     story.train(1).event('first_batch', seconds=9)
     assert 'evaluat' not in lines_of(story)['held by']
 

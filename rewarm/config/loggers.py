@@ -156,7 +156,7 @@ CLIENTS = {
     'wandb': Client(('wandb',), '0.26', '0.32', 'rewarm[wandb]'),
     'mlflow': Client(('mlflow-skinny', 'mlflow'), '2.14.1', '4', 'rewarm[mlflow]'),
     'neptune': Client(('neptune',), '1.6.2', '2', 'neptune>=1.6.2,<2'),
-    'comet_ml': Client(('comet_ml',), '3.31.12', '4', 'comet_ml>=3.31.12,<4'),
+    'comet_ml': Client(('comet_ml',), '3.43.2', '4', 'comet_ml>=3.43.2,<4'),
 }
 
 

@@ -221,7 +221,10 @@ def default_staging(out: str) -> Path:
 
 
 def _differences(before: Identity, now: Identity) -> Iterator[str]:
-    for key in dict.fromkeys([*now.settings, *before.settings]):
+    keys = dict.fromkeys([*now.settings, *before.settings])
+    if before.settings.get('val_fraction') != now.settings.get('val_fraction'):
+        keys.pop('split_rule', None)  # it comes and goes with the split
+    for key in keys:
         if before.settings.get(key) != now.settings.get(key):
             yield f'{key}: {before.settings.get(key)} there, {now.settings.get(key)} now'
     if before.sources != now.sources:

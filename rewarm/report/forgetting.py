@@ -223,12 +223,23 @@ def _learned_at(stories: Stories, name: str) -> int:
 
 
 def set_curve(run: Run, stage: Stage, name: str) -> list[tuple[int, float]]:
-    """A set's losses in a stage. Where its start was not evaluated, the end of the stage before has the same weights."""
-    curve = [(line.stage_tokens, line.loss) for line in run.stage_evaluations(stage.name) if line.set == name]
+    """A set's losses in a stage, as far as they are of the same text as the last one.
+
+    Where the stage's start was not evaluated, the end of the stage before has the same weights.
+    """
+    lines = [line for line in run.stage_evaluations(stage.name) if line.set == name]
+    lines = [line for line in lines if _same_text(line, lines[-1])]
+    curve = [(line.stage_tokens, line.loss) for line in lines]
     if curve and curve[0][0] > 0:
-        same = [line.loss for line in run.evaluations if (line.set, line.tokens) == (name, stage.start_tokens)]
-        curve[:0] = [(0, loss) for loss in same[:1]]
+        at_start = [line for line in run.evaluations if (line.set, line.tokens) == (name, stage.start_tokens)]
+        curve[:0] = [(0, line.loss) for line in at_start if _same_text(line, lines[-1])][:1]
     return curve
+
+
+def _same_text(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two losses of a set are of as many tokens: of a part (``eval.max_samples``) and of the whole they do not compare."""
+    lengths = {one.tokens_evaluated, other.tokens_evaluated} - {None}  # old runs did not record it
+    return len(lengths) < 2
 
 
 def set_outcomes(run: Run) -> list[SetOutcome]:
@@ -267,8 +278,9 @@ class _Losses:
     """The losses of one set by tokens of the run, and the changes from them to the newest."""
 
     def __init__(self, lines: Sequence[Evaluation]) -> None:
-        self.at = {line.tokens: line.loss for line in lines}
         self.newest = lines[-1]
+        self.at = {line.tokens: line.loss for line in lines if _same_text(line, self.newest)}
+        self.of_other_text = {line.tokens: line for line in lines if not _same_text(line, self.newest)}
         self.reasons: dict[str, str] = {}
 
     def since(self, what: str, tokens: int, stage: str, when: str, *, old: bool) -> Change | None:
@@ -276,6 +288,9 @@ class _Losses:
         if tokens in self.at:
             return Change(self.at[tokens], self.newest.loss, old, stage, when)
         self.reasons[what] = f'not evaluated when {when}'
+        if (other := self.of_other_text.get(tokens)) is not None:
+            sizes = f'{other.tokens_evaluated:,} tokens when {when}, and on {self.newest.tokens_evaluated:,} now'
+            self.reasons[what] = f'evaluated on {sizes}'
         return None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -193,6 +194,27 @@ def test_what_was_not_evaluated_is_not_guessed(tmp_path):
         'since_trained': 'not evaluated when law ended',
     }
     assert differences(found['news']) == [None, None, None]
+
+
+def test_losses_on_a_part_and_on_the_whole_of_a_set_are_not_compared(tmp_path):
+    folder = write_stages(
+        tmp_path / 'run',
+        {'law': ['law'], 'june': ['june']},
+        {'pile': {'law': (2.2, 2.6, 2.5), 'june': (2.5, 2.7, 2.6)}},
+    )
+    path = folder / 'evals.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line['tokens_evaluated'] = 500 if number < 3 else 100
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (found,) = changes(folder).values()
+    assert differences(found) == [('forgetting', 0.1), None, None]
+    assert found.reasons['since_began'] == 'evaluated on 500 tokens when the run began, and on 100 now'
+    lines[3]['tokens_evaluated'] = 500
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (law, june) = (each for each in set_outcomes(read_run(folder)))
+    assert (law.outcome.before, law.outcome.end) == (2.2, 2.5)
+    assert (june.outcome.before, june.outcome.peak, june.outcome.end) == (None, 2.7, 2.6)
 
 
 def test_a_set_that_is_evaluated_no_more_keeps_its_last_loss(tmp_path):

@@ -95,14 +95,14 @@ def pareto_figure(arms: Sequence[Arm]) -> Figure:
                 'hovertemplate': 'old %{x:.4f}, new %{y:.4f}',
             },
         )
-        if math.isfinite(old) and math.isfinite(new):
-            layout['annotations'].append(_end_label(arm.name, old, new, colour))
+        layout['annotations'].append(_end_label(arm.name, old, new, colour))
     return {'data': traces, 'layout': layout}
 
 
 def has_two_ends(arm: Arm) -> bool:
-    """Whether a run has a place in a trade-off between old and new data; one that was shown no new data has none."""
-    return arm.old is not None and arm.new is not None and arm.part != 'same-data'
+    """Whether a run has a place in a trade-off of old and new data: finite losses on both, and new data that it was shown."""
+    ends = [side.end for side in (arm.old, arm.new) if side is not None]
+    return len(ends) == 2 and all(map(math.isfinite, ends)) and arm.part != 'same-data'
 
 
 def _end_label(name: str, old: float, new: float, colour: str) -> Figure:

@@ -23,7 +23,10 @@
   document.querySelectorAll('.legend button').forEach(button => button.addEventListener('click', toggleCurve));
   document.querySelectorAll('button.all').forEach(button => button.addEventListener('click', toggleAll));
   markWide();
-  drawAll();
+  for (const id of Object.keys(figures)) {
+    draw(id);
+    await new Promise(resume => setTimeout(resume));  // a page of many charts can be scrolled meanwhile
+  }
   document.documentElement.dataset.drawn = dark.matches ? 'dark' : 'light';
 
   async function loadPlotly() {
@@ -51,7 +54,7 @@
     if (narrow.matches && !printing) {
       layout.font.size = 12;
       layout.margin.l = 48;
-      layout.xaxis.nticks = layout.xaxis.type === 'date' ? 4 : 5;
+      layout.xaxis.nticks = layout.xaxis.type === 'date' ? 4 : mostTicks(layout.xaxis.range ?? [0, 1], chart.clientWidth);
     }
     if (printing) {
       layout.width = paper.width;
@@ -69,6 +72,12 @@
     Plotly.react(chart, data, layout, config);
     spreadStages(chart, layout);
     for (const drawing of chart.querySelectorAll('svg.main-svg')) drawing.setAttribute('aria-hidden', 'true');
+  }
+
+  // As many ticks as fit beside each other on a phone, whose labels tell apart what lies in the range.
+  function mostTicks([low, high], width) {
+    const decimals = Math.max(0, Math.ceil(-Math.log10((high - low) / 5)));
+    return Math.max(2, Math.min(5, Math.floor(0.75 * width / (8 * (decimals + 3)))));
   }
 
   // The figure with the values of the CSS variables that it names; on paper, those of paper.
@@ -118,21 +127,25 @@
     const names = layout.annotations?.filter(each => each.name === 'stage') ?? [];
     if (!names.length) return;
     const boxes = layout.annotations.map((_, index) => chart.querySelector(`.annotation[data-index="${index}"]`)?.getBoundingClientRect());
+    let moved = false;
     for (const [index, each] of layout.annotations.entries()) {
       if (each.name !== 'stage' || !boxes[index]?.width) continue;
       let {left, width} = boxes[index];
       if (left + width > right) {
         each.xanchor = 'right';
         left -= width;
+        moved = true;
       }
       let row = 0;
       while (row < rows.length && rows[row] > left) row++;
       each.visible = row < 5 && left >= chart.getBoundingClientRect().left;
+      moved ||= row > 0 || !each.visible;
       if (!each.visible) continue;
       rows[row] = left + width + 8;
       each.yshift = 15 * row;
     }
-    layout.margin.t += 15 * (rows.length - 1);
+    if (!moved) return;
+    layout.margin.t += 15 * Math.max(0, rows.length - 1);
     Plotly.relayout(chart, {annotations: layout.annotations, 'margin.t': layout.margin.t});
   }
 

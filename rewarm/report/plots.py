@@ -33,7 +33,12 @@ LONGEST_LABEL = 32
 
 def scatter(x: Sequence[Any], y: Sequence[float]) -> Figure:
     """A trace of points; numbers that are not finite are gaps."""
-    return {'type': 'scatter', 'x': list(x), 'y': [value if math.isfinite(value) else None for value in y]}
+    return {'type': 'scatter', 'x': [_finite(value) for value in x], 'y': [_finite(value) for value in y]}
+
+
+def _finite(value: Any) -> Any:
+    """What JSON can say: ``None`` for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def finite_span(values: Sequence[float]) -> tuple[float, float]:

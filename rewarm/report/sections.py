@@ -27,8 +27,8 @@ TERMS = {
     'stage is the first to train is new.',
     'Re-warming': 'raising the learning rate again at the start of a stage, to let it decay once more over that stage.',
     'Rise': 'the highest validation loss of a stage minus the loss before its first batch.',
-    'Forgetting': 'the loss on old data at the end of a stage minus its value before the first batch; below zero, '
-    'the model became better at it.',
+    'Forgetting': 'the loss on old data at the end of a stage minus its value before the first batch, or over a longer span: '
+    'since its data was last trained, since the run began. Below zero, the model became better at it.',
     'Recovery': 'the tokens after which the loss on old data is back at or below its start and stays there, as finely '
     'as evaluations were made; if it is not, the share of the rise that was undone.',
     'Adaptation': 'the loss on new data before the first batch of a stage minus its value at the end.',

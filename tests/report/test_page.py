@@ -186,6 +186,18 @@ def test_a_run_without_evaluations_says_whether_it_has_sets(make_run, tmp_path):
             assert words in Page(written(folders, tmp_path)).text
 
 
+def test_a_run_that_ends_in_nan_is_left_out_of_the_trade_off(make_run, tmp_path):
+    folders = [make_run('constant', name=name) for name in ('a', 'b', 'lost')]
+    evals = folders[-1] / 'evals.jsonl'
+    lines = [json.loads(line) for line in evals.read_text().splitlines()]
+    for line in lines[-2:]:
+        line['loss'] = None  # as the trainer writes NaN
+    evals.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    text = written(folders, tmp_path)
+    assert 'Left out, with nothing to trade off: lost.' in Page(text).text
+    assert {trace['name'] for trace in figures(text)['figure-2']['data'] if trace['mode'] == 'markers'} == {'a', 'b'}
+
+
 def test_a_folder_that_is_no_run_writes_no_page(make_run, tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='not a run folder'):

@@ -120,7 +120,25 @@ def three_stops(folder):
     return [story.write()]
 
 
-RUNS = {'five': five_arms, 'near': near_runs, 'equal': equal_runs, 'eventful': eventful_run, 'stops': three_stops}
+def lost_runs(folder):
+    """Two runs whose losses became NaN, as which JSON has ``null``."""
+    runs = [write_run(folder / str(index), 'constant', name=f'lost-{index}', stop=60) for index in range(2)]
+    for run in runs:
+        for name in ('evals', 'metrics'):
+            lines = [json.loads(line) for line in (run / f'{name}.jsonl').read_text().splitlines()]
+            text = ''.join(json.dumps({**line, 'loss': None}) + '\n' for line in lines)
+            (run / f'{name}.jsonl').write_text(text)
+    return runs
+
+
+RUNS = {
+    'five': five_arms,
+    'near': near_runs,
+    'equal': equal_runs,
+    'eventful': eventful_run,
+    'stops': three_stops,
+    'lost': lost_runs,
+}
 
 
 def check_every_chart_is_drawn(browser, path, scheme):
@@ -237,7 +255,7 @@ def test_every_number_is_within_reach_and_no_label_lies_on_another(browser, show
     assert browser.run("document.querySelectorAll('tbody td').length") > 10
     assert browser.run(OVERLAPS) == []
     ticks = {axis: labels for axis, labels in browser.run(TICKS).items() if labels}
-    assert len(ticks) > 3
+    assert ticks
     for axis, labels in ticks.items():
         assert len(set(labels)) == len(labels), axis
     if count := {'near': 3, 'equal': 4, 'five': 4}.get(name):  # of `five`, the control saw no new data

@@ -18,6 +18,9 @@ from rewarm.new.dataset import expanded
 
 __all__ = ['Model', 'find_model']
 
+PUBLISHER = 'EleutherAI'
+"""Of Pythia, on Hugging Face."""
+
 PEAK_RATES = {'pythia-14m': 1e-3, 'pythia-31m': 1e-3, 'pythia-70m': 1e-3, 'pythia-160m': 6e-4, 'pythia-1.4b': 2e-4}
 """Of Pythia's own pre-training; 3.0e-4 for the other sizes."""
 
@@ -65,9 +68,7 @@ def find_model(text: str) -> Model:
         UserError: If it is none of these.
     """
     if text in MODEL_SHAPES:
-        repository = f'EleutherAI/{text}'
-        rate, fetch = PEAK_RATES.get(text, USUAL_RATE), _how_to_get(repository)
-        return Model(text, f'hf:{repository}', MODEL_SHAPES[text], repository, peak_rate=rate, missing=fetch)
+        text = f'{PUBLISHER}/{text}'
     if text.startswith('checkpoint:'):
         return _of_checkpoint(text.removeprefix('checkpoint:'))
     source = text.removeprefix('hf:')
@@ -76,6 +77,11 @@ def find_model(text: str) -> Model:
         return _of_folder(folder, source)
     if source and (cached := _in_cache(source)) is not None:
         return _of_folder(cached, source)
+    name, _, _ = source.removeprefix(f'{PUBLISHER}/').partition('@')
+    if source.startswith(f'{PUBLISHER}/') and name in MODEL_SHAPES:  # known without its files
+        rate, fetch = PEAK_RATES.get(name, USUAL_RATE), _how_to_get(source)
+        tokenizer = f'{PUBLISHER}/{name}'
+        return Model(name, f'hf:{source}', MODEL_SHAPES[name], tokenizer, peak_rate=rate, missing=fetch)
     known = f'Write a size ({", ".join(MODEL_SHAPES)}), a Hugging Face folder or id, or checkpoint:PATH'
     fetch = f'. An id has to be on this machine first: {_how_to_get(source)}' if source.count('/') == 1 else ''
     raise UserError(f'--model {text!r:.100}: no such model.{did_you_mean(text, MODEL_SHAPES)} {known}{fetch}')
@@ -92,7 +98,8 @@ def _of_folder(folder: Path, source: str) -> Model:
     has_tokenizer = (folder / 'tokenizer.json').is_file()
     name = _name_of(shape)
     rate = PEAK_RATES.get(name, USUAL_RATE)
-    return Model(name, f'hf:{source}', shape, source if has_tokenizer else None, peak_rate=rate)
+    tokenizer = source.partition('@')[0] if has_tokenizer else None
+    return Model(name, f'hf:{source}', shape, tokenizer, peak_rate=rate)
 
 
 def _of_checkpoint(text: str) -> Model:

@@ -24,6 +24,16 @@ def test_a_size_says_how_to_get_it_and_what_rate_it_was_trained_at():
     assert model.sizes == {}
 
 
+def test_an_id_of_pythia_s_is_known_before_it_is_here_and_may_name_a_step():
+    model = find_model('hf:EleutherAI/pythia-410m@step10000')
+    assert (model.name, model.init_from, model.tokenizer) == (
+        'pythia-410m',
+        'hf:EleutherAI/pythia-410m@step10000',
+        'EleutherAI/pythia-410m',
+    )
+    assert model.missing == 'hf download EleutherAI/pythia-410m --revision step10000'
+
+
 def write_config(folder, **sizes):
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps({'model_type': 'gpt_neox', **sizes}))

@@ -74,9 +74,9 @@ def find_model(text: str) -> Model:
     source = text.removeprefix('hf:')
     folder = Path(expanded(source)) if source else Path()
     if source and folder.is_dir():
-        return _of_folder(folder, source)
+        return _of_folder(folder, source, source)
     if source and (cached := _in_cache(source)) is not None:
-        return _of_folder(cached, source)
+        return _of_folder(cached, source, source.partition('@')[0])
     name, _, _ = source.removeprefix(f'{PUBLISHER}/').partition('@')
     if source.startswith(f'{PUBLISHER}/') and name in MODEL_SHAPES:  # known without its files
         rate, fetch = PEAK_RATES.get(name, USUAL_RATE), _how_to_get(source)
@@ -87,7 +87,7 @@ def find_model(text: str) -> Model:
     raise UserError(f'--model {text!r:.100}: no such model.{did_you_mean(text, MODEL_SHAPES)} {known}{fetch}')
 
 
-def _of_folder(folder: Path, source: str) -> Model:
+def _of_folder(folder: Path, source: str, tokenizer: str) -> Model:
     config = read_neox_config(folder / CONFIG_NAME)
     given = {key: value for key in SHAPE_KEYS if (value := getattr(config, key)) is not None}
     for rope in filter(None, (config.rope_scaling, config.rope_parameters)):
@@ -98,8 +98,7 @@ def _of_folder(folder: Path, source: str) -> Model:
     has_tokenizer = (folder / 'tokenizer.json').is_file()
     name = _name_of(shape)
     rate = PEAK_RATES.get(name, USUAL_RATE)
-    tokenizer = source.partition('@')[0] if has_tokenizer else None
-    return Model(name, f'hf:{source}', shape, tokenizer, peak_rate=rate)
+    return Model(name, f'hf:{source}', shape, tokenizer if has_tokenizer else None, peak_rate=rate)
 
 
 def _of_checkpoint(text: str) -> Model:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewarm.config.old_and_new import Told
-from rewarm.report.forgetting import Change, Curve, Outcome, SetChanges, outcome, set_changes, set_curve
+from rewarm.report.forgetting import Change, SetChanges, set_changes, set_curve
+from rewarm.report.outcome import Curve, Outcome, outcome
 from rewarm.report.run_folder import Run, Stage
 from rewarm.report.stories import find_stories
 from rewarm.report.traits import Traits, find_traits

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rewarm.report.arms import Arm, pareto_front
 from rewarm.report.charts import UNTRAINED_SHARE, rate_of, rate_trace
-from rewarm.report.forgetting import Curve
+from rewarm.report.outcome import Curve
 from rewarm.report.plots import Figure, escape_label, panels, scatter, set_range, short_label
 
 __all__ = ['comparison_figure', 'has_two_ends', 'pareto_figure']

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewarm.report.arms import Arm, first_lead
-from rewarm.report.forgetting import Curve
+from rewarm.report.outcome import Curve
 from rewarm.report.traits import same_mix
 
 __all__ = ['NEEDED', 'RULE', 'TIE', 'Finding', 'findings']

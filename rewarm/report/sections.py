@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from rewarm.report import charts, comparison_charts, tables
+from rewarm.report import charts, comparison_charts, loss_tables, tables
 from rewarm.report.arms import Arm, last_stage_arm
 from rewarm.report.facts import date_text, facts
 from rewarm.report.findings import NEEDED, RULE, TIE, Finding, findings
@@ -88,7 +88,7 @@ class Sections:
         spoken = '; '.join(f'{arm.name}: {_spoken(arm)}' for arm in arms)
         cut = any(outcome and outcome.untrained for arm in arms for outcome in (arm.old, arm.new))
         yield self._figure(comparison_charts.comparison_figure(arms), caption, spoken, cut=cut)
-        yield self._table(tables.arms_table, arms)
+        yield self._table(loss_tables.arms_table, arms)
         ends = [arm for arm in arms if comparison_charts.has_two_ends(arm)]
         if len(ends) > 1:
             yield self._trade_off(arms, ends)
@@ -113,8 +113,8 @@ class Sections:
         if run.evaluations:
             yield _together(head, f'<{level}>Old and new data</{level}>', self._validation(run))
             title = f'<{level}>Forgetting, recovery and adaptation</{level}>'
-            yield _together(title, self._table(tables.stage_outcomes_table, run))
-            yield self._table(tables.changes_table, run) if len(run.stages) > 1 else ''
+            yield _together(title, self._table(loss_tables.stage_outcomes_table, run))
+            yield self._table(loss_tables.changes_table, run) if len(run.stages) > 1 else ''
             yield self._terms(level)
         else:
             yield _together(head, f'<p>{_not_evaluated([run])}</p>')

@@ -6,21 +6,20 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from rewarm.report.arms import Arm
-from rewarm.report.forgetting import Change, SetChanges, SetOutcome, set_changes, set_outcomes
 from rewarm.report.interruptions import interruptions
 from rewarm.report.run_folder import Run, Stage
-from rewarm.report.stories import set_label
 from rewarm.report.timeline import KINDS, find_timeline
 from rewarm.terminal import printable
 
 __all__ = [
-    'arms_table',
-    'changes_table',
+    'DASH',
+    'Row',
     'duration_text',
     'escape',
     'interruptions_table',
-    'stage_outcomes_table',
+    'make_table',
+    'percent_text',
+    'plain_text',
     'stages_table',
     'time_table',
     'tokens_text',
@@ -36,77 +35,6 @@ Row = Sequence[str]
 def escape(text: object) -> str:
     """Text for HTML, in content and in quoted attributes."""
     return html.escape(printable(str(text)), quote=True)
-
-
-def stage_outcomes_table(run: Run, number: int) -> str:
-    """What each stage did to each evaluation set."""
-    outcomes = set_outcomes(run)
-    groups = []
-    for stage in run.stages:
-        rows = [_outcome_row(entry) for entry in outcomes if entry.stage is stage]
-        suffix = '' if stage.finished else ', so far'
-        groups.append((f'{stage.name} ({tokens_text(stage.done_tokens)} tokens{suffix})', rows))
-    head = ('Validation set', 'Before', 'Peak', 'Rise', 'Peak at', 'End', 'Forgetting', 'Recovery', 'Adaptation')
-    head += ('Perplexity', 'Bits per byte')
-    caption = (
-        'What each stage did to the validation losses, in nats per token. Perplexity and bits per byte are those at the '
-        'end of the stage. A set is old once an earlier stage, or the starting weights, learned its data: a stage that began '
-        'with untrained weights has nothing to forget.'
-    )
-    return _table(number, caption, head, groups)
-
-
-def changes_table(run: Run, number: int) -> str:
-    """What the run did to each evaluation set, told three ways."""
-    rows = [_changes_row(each) for each in set_changes(run)]
-    head = ('Validation set', 'Loss now', 'In the last stage', 'Since last trained', 'Since the run began')
-    caption = (
-        'The same losses over longer spans, in nats per token. A plus sign is a worse loss: on old data, forgetting. Since '
-        'last trained counts from the end of the last stage that trained the set’s data for its own sake, not as replay.'
-    )
-    return _table(number, caption, head, [('', rows)], text_columns=(0,))
-
-
-def arms_table(arms: Sequence[Arm], number: int) -> str:
-    """The last stage of several runs, a line each, with what was forgotten over longer spans."""
-    rows = []
-    for arm in arms:
-        old, new = arm.old, arm.new
-        rows.append(
-            (
-                arm.name if arm.run.finished else f'{arm.name} (so far)',
-                tokens_text(arm.stage.done_tokens),
-                _loss(old.before if old else None),
-                _signed(old.rise if old and not old.untrained else None),
-                _loss(old.end if old else None),
-                _signed(old.forgetting if old else None),
-                _signed(arm.since_trained),
-                _signed(arm.since_began),
-                _loss(new.before if new else None),
-                _loss(new.end if new else None),
-                _signed(new.adaptation if new else None),
-            ),
-        )
-    head = ('Run', 'Tokens', 'Old before', 'Rise', 'Old end', 'Forgetting', 'since trained', 'since the run began')
-    head += ('New before', 'New end', 'Adaptation')
-    caption = (
-        'The last stage of every run; losses in nats per token. New is what the stage trains for its own sake, old the other '
-        'data that was learned before, and what is forgotten of it is told for the last stage, since it was last trained '
-        f'for its own sake, and since the run began. {_sets_text(arms)}'
-    )
-    return _table(number, caption, head, [('', rows)])
-
-
-def _sets_text(arms: Sequence[Arm]) -> str:
-    """The evaluation sets behind the columns; by run, where runs differ in them."""
-
-    def sides(arm: Arm) -> str:
-        return f'old is {", ".join(arm.old_sets) or "nothing"}, new is {", ".join(arm.new_sets) or "nothing"}'
-
-    said = {arm.name: sides(arm) for arm in arms}
-    if len(set(said.values())) == 1:
-        return f'Here {sides(arms[0])}.'
-    return 'By evaluation set: ' + '; '.join(f'in {name} {text}' for name, text in said.items()) + '.'
 
 
 def stages_table(run: Run, number: int) -> str:
@@ -132,7 +60,7 @@ def stages_table(run: Run, number: int) -> str:
             ),
         )
     head = ('Stage', 'Tokens', 'Batches', 'Learning rate', 'Data', 'Optimizer state')
-    return _table(number, 'The stages as they ran.', head, [('', rows)], text_columns=(0, 3, 4, 5))
+    return make_table(number, 'The stages as they ran.', head, [('', rows)], text_columns=(0, 3, 4, 5))
 
 
 def interruptions_table(run: Run, number: int) -> str:
@@ -154,7 +82,7 @@ def interruptions_table(run: Run, number: int) -> str:
         'it counts from the last event before and is an upper bound.'
     )
     head = ('Stop', 'Went on at batch', 'Tokens', 'Lost time', 'Batches repeated')
-    return _table(number, caption, head, [('', rows)])
+    return make_table(number, caption, head, [('', rows)])
 
 
 def time_table(run: Run, number: int) -> str:
@@ -173,7 +101,7 @@ def time_table(run: Run, number: int) -> str:
         + f': {100 * (timeline.goodput or 0):.1f} %. The time of batches that were lost with a process is their count '
         'times the median time of a batch.'
     )
-    return _table(number, caption, ('What', 'Time', 'Share'), [('', rows)])
+    return make_table(number, caption, ('What', 'Time', 'Share'), [('', rows)])
 
 
 def tokens_text(tokens: int) -> str:
@@ -190,51 +118,7 @@ def duration_text(seconds: float) -> str:
         return f'{seconds:.1f} s'
     if seconds < 3600:
         return f'{seconds / 60:.1f} min'
-    return f'{_plain(seconds / 3600, ".1f")} h'
-
-
-def _outcome_row(entry: SetOutcome) -> Row:
-    measured, old = entry.outcome, entry.old
-    rose = measured.rise is not None and measured.rise > 0
-    return (
-        set_label(entry.set, entry.told.words),
-        _loss(measured.before),
-        _loss(measured.peak if rose else None),
-        _signed(measured.rise if rose else None),
-        f'{tokens_text(measured.peak_tokens)} ({_percent(measured.peak_share)})' if rose else DASH,
-        _loss(measured.end),
-        _signed(measured.forgetting) if old else '',
-        _recovery(entry) if old else '',
-        '' if old else _signed(measured.adaptation),
-        _plain(entry.last.perplexity, ',.2f'),
-        _plain(entry.last.bits_per_byte, '.3f'),
-    )
-
-
-def _changes_row(each: SetChanges) -> Row:
-    def cell(what: str, change: Change | None) -> str:
-        return each.reasons.get(what, DASH) if change is None else _signed(change.difference)
-
-    told = each.told[each.stage].words
-    return (
-        set_label(each.set, told),
-        _loss(each.loss),
-        cell('last_stage', each.last_stage),
-        cell('since_trained', each.since_trained),
-        cell('since_began', each.since_began),
-    )
-
-
-def _recovery(entry: SetOutcome) -> str:
-    measured = entry.outcome
-    if measured.before is None or measured.untrained:
-        return DASH
-    if measured.recovery_tokens == 0:
-        return 'never above'
-    if measured.recovery_tokens is not None:
-        return f'after {tokens_text(measured.recovery_tokens)}'
-    share = measured.recovered_share
-    return DASH if share is None or not math.isfinite(share) else f'{_percent(share)} of rise'
+    return f'{plain_text(seconds / 3600, ".1f")} h'
 
 
 def _schedule(stage: Stage) -> str:
@@ -254,26 +138,19 @@ def _share(share: str) -> str:
         return share
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
+    """A share in percent, without decimals."""
     return f'{100 * share:.0f} %'
 
 
-def _plain(value: float | None, form: str) -> str:
+def plain_text(value: float | None, form: str) -> str:
     """A number as it is usual; with an exponent where that would be a row of digits that nobody reads."""
     if value is None:
         return DASH
     return f'{value:{form}}' if abs(value) < LONG or math.isnan(value) else f'{value:.3g}'
 
 
-def _loss(value: float | None) -> str:
-    return _plain(value, '.3f')
-
-
-def _signed(value: float | None) -> str:
-    return _plain(value, '+.3f').replace('-', '−')
-
-
-def _table(
+def make_table(
     number: int,
     caption: str,
     head: Sequence[str],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rewarm.report.arms import Arm, last_stage_arm
-from rewarm.report.forgetting import Outcome
+from rewarm.report.outcome import Outcome
 from rewarm.report.run_folder import read_run
 from tests.end_to_end.demo_runs import check_preempted_and_whole, records
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 
 from rewarm.report.arms import last_stage_arm
+from rewarm.report.loss_tables import arms_table, changes_table, stage_outcomes_table
 from rewarm.report.run_folder import read_run
-from rewarm.report.tables import arms_table, changes_table, stage_outcomes_table
 from tests.report.stages import write_stages
 
 

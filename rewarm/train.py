@@ -8,7 +8,6 @@ import gc
 import socket
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from composer import Evaluator, Time, TimeUnit, Trainer
@@ -17,20 +16,18 @@ from composer.utils import dist, get_device
 
 from rewarm import signals, terminal
 from rewarm.build import build_model
-from rewarm.config.errors import UserError
 from rewarm.config.plan import Plan, StagePlan, make_plan
 from rewarm.config.schema import RunConfig
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
-from rewarm.data.tokens import find_tokenizer
 from rewarm.formats.checkpoint import RewarmState, batch_of
 from rewarm.formats.records import Damage
-from rewarm.formats.tokenizer_folder import TokenizerFiles
 from rewarm.loggers.run_loggers import RunLoggers, ensure_identity
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
 from rewarm.report.evaluating import EvaluationProgress
+from rewarm.origin import Origin, find_origin, keep_run_tokenizer, warn_of_other_tokenizer
 from rewarm.report.first_batch import FirstBatch, seconds_since_process_start
 from rewarm.report.metrics import (
     EvalRecords,
@@ -42,7 +39,7 @@ from rewarm.report.metrics import (
 )
 from rewarm.report.records import Events
 from rewarm.report.refetches import Refetches
-from rewarm.resume.checkpoint import Checkpoint, open_checkpoint
+from rewarm.resume.checkpoint import Checkpoint
 from rewarm.resume.checkpointing import Checkpointing, EvaluationCut
 from rewarm.resume.heartbeat import Heartbeat
 from rewarm.resume.notice import NoticeWatcher
@@ -52,7 +49,6 @@ from rewarm.resume.spike_guard import RollBack, SpikeGuard, SpikeStop
 from rewarm.resume.spikes import WINDOW, SpikePolicy
 from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
 from rewarm.resume.store import FINAL_UPLOAD_SECONDS, RunStore, working_folder
-from rewarm.resume.tokenizer import keep_tokenizer
 from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
 from rewarm.schedule.rewarm import Hyperparameters, Rewarm
@@ -83,6 +79,7 @@ class Training:
     model: PythiaForTraining
     optimizer: torch.optim.Optimizer
     saver: BackgroundSaver
+    origin: Origin
 
 
 def run(config: RunConfig) -> int:
@@ -153,16 +150,18 @@ def _go_on(this: Start) -> int:
     """Goes on from the newest checkpoint, stage by stage, to the end or until the run is told to go."""
     config, store, events = this.config, this.store, this.events
     saved, where = on_rank_zero(store.newest) or (None, '')
-    plan = make_plan(config, previous_lr=previous_lr(saved), gpus=dist.get_world_size())
+    origin = find_origin(config, saved)
+    plan = make_plan(config, previous_lr=previous_lr(saved) or origin.lr, gpus=dist.get_world_size())
     on_rank_zero(lambda: refuse_changes(saved, config, plan))
-    tokenizer = on_rank_zero(lambda: _keep_tokenizer(this, saved))
+    tokenizer = on_rank_zero(lambda: keep_run_tokenizer(config, store.folder, saved))
+    warn_of_other_tokenizer(origin, tokenizer)
     for warning in plan.warnings:
         warn(warning)
     if not on_rank_zero(lambda: store.begin({stage.end_batch for stage in plan.stages})):
         announce('The bucket lacks the newest checkpoint, so the other nodes do too. Start the same command again.')
         return EXIT_PREEMPTED
     on_each_node(lambda: store.bring(saved))
-    state = _run_state(config, saved)
+    state = _run_state(saved, origin)
     damaged: list[Damage] = []
     lost = on_rank_zero(lambda: cut_back(store.folder, state.batch, tell=damaged.append))
     on_rank_zero(lambda: write_start_files(store.folder, config, plan, this.device))
@@ -198,7 +197,7 @@ def _go_on(this: Start) -> int:
         other_failure=store.failure,
         tokenizer=tokenizer,
     )
-    training = Training(plan, model, optimizer, saver)
+    training = Training(plan, model, optimizer, saver, origin)
     with closing(saver):
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
@@ -211,22 +210,6 @@ def _go_on(this: Start) -> int:
     events.record('finished')
     announce(f'{config.run_name} is finished: {plan.batches:,} batches, {plan.tokens:,} tokens.')
     return _finish(this)
-
-
-def _keep_tokenizer(this: Start, saved: Checkpoint | None) -> TokenizerFiles | None:
-    """Puts the run's tokenizer into its folder; data without a card can be trained on where it is not to be had."""
-    named = this.config.tokenizer
-    found, missing = None, f'tokenizer {named} cannot be read'
-    try:
-        found = find_tokenizer(named)
-    except UserError as error:
-        missing = str(error)
-    tokenizer = keep_tokenizer(this.store.folder, named=named, found=found, saved=saved)
-    if tokenizer is None:
-        warn(
-            f'{missing}. The run folder and its checkpoints are without their tokenizer: `rewarm export` will ask for it'
-        )
-    return tokenizer
 
 
 def _finish(this: Start) -> int:
@@ -284,7 +267,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
         training.saver,
         stage=stage,
         plan=plan,
-        describe=lambda now: describe_run(config, plan, state, now, rewarm),
+        describe=lambda now: describe_run(config, plan, state, now, rewarm) | training.origin.state,
         interval=config.checkpoints.interval,
         stop=this.stop,
         events=events,
@@ -363,16 +346,15 @@ def _spike_guard(this: Start, plan: Plan, stage: StagePlan, clip: ClipGradients)
     )
 
 
-def _run_state(config: RunConfig, saved: Checkpoint | None) -> RunState:
+def _run_state(saved: Checkpoint | None, origin: Origin) -> RunState:
     """Where the run is: at its newest checkpoint, or at its beginning with the weights of ``init_from``."""
     if saved is not None:
         return RunState(saved.batch, saved.state['algorithms'], saved, saved.state['stages'])
-    if config.model.init_from.startswith('checkpoint:'):
-        origin = open_checkpoint(Path(config.model.init_from.removeprefix('checkpoint:')))
+    if origin.checkpoint is not None:
         # Of the other run only the tensors and the last rate come along; its stage is not ours.
-        remembered = (origin.saved.algorithms or {}).get('Rewarm', RewarmState())
+        remembered = (origin.checkpoint.saved.algorithms or {}).get('Rewarm', RewarmState())
         carried = {**remembered.model_dump(), 'stage': None}
-        return RunState(0, {'Rewarm': carried}, origin)
+        return RunState(0, {'Rewarm': carried}, origin.checkpoint)
     return RunState()
 
 

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-__all__ = ['AsJson', 'Overrides', 'RunFile', 'RunFolder', 'complete_folders', 'complete_run_files']
+from rewarm.config.paths import is_url
+from rewarm.config.secrets import without_secrets
+
+__all__ = ['AsJson', 'Overrides', 'RunFile', 'RunFolder', 'complete_folders', 'complete_run_files', 'local_path']
 
 
 def complete_run_files(incomplete: str) -> list[str]:
@@ -31,12 +34,26 @@ def _below(incomplete: str) -> list[str]:
     return [os.path.join(folder, name) + '/' * is_folder for name, is_folder in fitting]
 
 
+def local_path(text: str | Path) -> Path:
+    """Reads a path of this machine; every argument that a ``Path`` comes of is read by it, or it would garble a URL.
+
+    Raises:
+        typer.BadParameter: If it is a URL.
+    """
+    if is_url(str(text)):
+        raise typer.BadParameter(
+            f'{without_secrets(str(text))} is not on this machine; a file or folder here is needed'
+        )
+    return Path(os.path.expanduser(text))
+
+
 RunFile = Annotated[
     Path,
     typer.Argument(
         metavar='RUN.yaml',
         help='The run file; `rewarm examples` writes complete ones.',
         autocompletion=complete_run_files,
+        parser=local_path,
     ),
 ]
 Overrides = Annotated[

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -86,18 +85,22 @@ def convert(
         print_json({'out': made.out, 'already_done': made.already_done, 'cards': cards})
 
 
-def verify(path: Annotated[Path, typer.Argument(help='A checkpoint folder or a dataset folder.')]) -> None:
-    """Checks a checkpoint or a dataset: hashes, counts, card."""
-    if (path / 'manifest.json').exists():
-        from rewarm.resume.checkpoint import problems
+def verify(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help='A checkpoint, or a run folder for all of its checkpoints; also s3://. Or a dataset on this machine.'
+        ),
+    ],
+) -> None:
+    """Checks checkpoints or a dataset. Hashes, counts, whether parts belong together, tokenizer, card."""
+    from rewarm.exchange import verify_command
 
-        found = problems(path)
-    else:
-        from rewarm.data.verify import foreign_datasets, verify_dataset
-
-        found = verify_dataset(path)
-        for folder in foreign_datasets(path):
-            print(f'{folder} has no dataset card: another program made it, and its tokenizer could not be checked.')
-    if found:
-        raise UserError(f'{path} is damaged:\n' + '\n'.join(f'  {line}' for line in found))
-    print(f'{path} is whole.')
+    damaged: list[str] = []
+    for found in verify_command(path):
+        if found.problems:
+            damaged.append(found.text)
+        else:
+            print(terminal.printable(found.text))
+    if damaged:
+        raise UserError('\n'.join(damaged))

@@ -1,34 +1,60 @@
 """Checkpoints to Hugging Face folders and back: ``rewarm export`` and ``rewarm import``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rewarm import terminal
+from rewarm.cli.arguments import local_path
 
 __all__ = ['export_checkpoint', 'import_checkpoint']
 
 
 def export_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help='A checkpoint folder, such as runs/NAME/checkpoints/ba00001200.')],
-    out: Annotated[Path, typer.Argument(help='The Hugging Face folder to write; must not exist.')],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help='A checkpoint, or a run folder for its newest: such as runs/NAME, runs/NAME/checkpoints/ba00001200, '
+            'runs/NAME/checkpoints/latest; also s3://.'
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help='The Hugging Face folder to write; must not exist.', parser=local_path)],
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="tokenizer.json, its folder, or an id in the local cache. Default: the run file's."),
+        typer.Option(help="tokenizer.json, its folder, or an id in the local cache. Default: the checkpoint's own."),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(help='Of a run folder: a batch such as 1200, latest, or all for a folder OUT/ba... of each.'),
+    ] = None,
+    dtype: Annotated[
+        Literal['float32', 'bfloat16', 'float16'], typer.Option(help='How to store the weights; float32 loses nothing.')
+    ] = 'float32',
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar='RUN.yaml',
+            help='A run file of this model, for a checkpoint that an earlier version imported: it does not say its model.',
+            parser=local_path,
+        ),
     ] = None,
 ) -> None:
-    """Writes a checkpoint as a folder that transformers loads."""
+    """Writes a checkpoint as a folder that transformers loads, with a model card."""
     from rewarm.exchange import export_command
 
-    print(export_command(checkpoint, out, tokenizer=tokenizer))
+    print(export_command(checkpoint, out, tokenizer=tokenizer, step=step, dtype=dtype, config=config))
 
 
 def import_checkpoint(
-    source: Annotated[str, typer.Argument(help='A Hugging Face folder, or an id in the local cache.')],
-    checkpoint: Annotated[Path, typer.Argument(help='The checkpoint folder to write; must not exist.')],
+    source: Annotated[
+        str, typer.Argument(help='A Hugging Face folder, an id in the local cache, or a GPT-NeoX checkpoint.')
+    ],
+    checkpoint: Annotated[
+        Path, typer.Argument(help='The checkpoint folder to write; must not exist.', parser=local_path)
+    ],
 ) -> None:
-    """Makes a checkpoint of Hugging Face weights. For `init_from: checkpoint:FOLDER`; it holds no optimizer state."""
+    """Makes a checkpoint of weights from elsewhere. For `init_from: checkpoint:FOLDER`."""
     from rewarm.exchange import import_command
 
     for note in import_command(source, checkpoint):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.arguments import AsJson, RunFolder
+from rewarm.cli.arguments import AsJson, RunFolder, local_path
 
 Price = Annotated[float | None, typer.Option(min=0, max=1e12, help='Price of one GPU for an hour, for the cost.')]
 Watch = Annotated[
@@ -22,7 +22,9 @@ def report(
     runs: Annotated[
         list[str], typer.Argument(metavar='RUN_FOLDER...', help='Run folders, also s3://; several are compared.')
     ],
-    out: Annotated[Path, typer.Option(help='The page to write.')] = Path('report.html'),
+    out: Annotated[Path, typer.Option(metavar='FILE', help='The page to write.', parser=local_path)] = Path(
+        'report.html'
+    ),
     price: Price = None,
     opening: Annotated[bool, typer.Option('--open', help='Show the page in a browser, if there is one.')] = False,
     as_json: AsJson = False,

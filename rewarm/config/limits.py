@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pydantic_core import PydanticCustomError
 
+from rewarm.config.buckets import SCHEMES
 from rewarm.config.duration import Duration
 from rewarm.config.located import Loc, dotted
 from rewarm.config.loggers import KINDS, LOGGERS, PATHS, wrong_type
@@ -108,7 +109,7 @@ def _check_urls(config: RunConfig) -> Iterator[tuple[Loc, str]]:
         text = f'`tokenizer` is a file or folder on this machine or a Hugging Face id, got {config.tokenizer}'
         yield ('tokenizer',), f'{text}. Bring the file here and name it'
     kind, _, source = config.model.init_from.partition(':')
-    if is_url(source):
+    if is_url(source) and not (kind == 'checkpoint' and source.partition('://')[0] in SCHEMES):
         what = 'an id such as `hf:EleutherAI/pythia-410m`, or a folder' if kind == 'hf' else "a checkpoint's folder"
         text = f'`model.init_from`: {source} is not on this machine. Bring it into a folder, and write {what} after `{kind}:`'
         yield ('model', 'init_from'), text

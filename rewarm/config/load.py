@@ -42,6 +42,27 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | N
     return config
 
 
+def read_settings(path: str | Path) -> RunConfig:
+    """Reads the settings of a run that has been started, whatever became of its data, its machines or its model's origin.
+
+    Nothing is checked against anything else, and keys of other versions are left out.
+
+    Args:
+        path (str | Path): A ``config.yaml`` that a run has written, or its run file.
+
+    Returns:
+        RunConfig: The settings.
+
+    Raises:
+        ConfigError: If it is no run file.
+    """
+    source = read_source(path)
+    config, problems = _validate(source)
+    if config is None:
+        raise source.error(source.problems + [(source.line(loc), text) for loc, text in problems])
+    return config
+
+
 def dump(config: RunConfig) -> str:
     """Writes settings as YAML: every default spelled out, overrides and ``${key}`` put in, and no secret.
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rewarm.config.duration import Duration
-from rewarm.config.errors import DamagedFile
+from rewarm.config.errors import UserError
 from rewarm.config.paths import is_url
 from rewarm.config.resolve import find_misfits, resolve_schedule
 from rewarm.config.schedules import BaseSchedule, MultistepSchedule
@@ -170,13 +169,14 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     if kind != 'checkpoint':
         return None, _NO_PREVIOUS
     from rewarm.formats.checkpoint import STATE_FILE, read_state  # most runs begin from no checkpoint
+    from rewarm.formats.checkpoint_place import find_checkpoint
 
-    state = Path(folder) / STATE_FILE
-    if is_url(folder) or not os.path.isdir(folder):  # Path.is_dir raises where one may not look
+    if is_url(folder) or not os.path.exists(folder):  # Path.exists raises where one may not look
         return None, None
     try:
+        state = find_checkpoint(folder) / STATE_FILE
         lr = read_state(state.parent)[0].lr
-    except (FileNotFoundError, DamagedFile) as error:
+    except (FileNotFoundError, UserError) as error:
         return None, f'is `current`, and the checkpoint holds none ({error}). Write the rate as a number'
     if lr is None:
         return None, f'is `current`, but {state} holds no rate `lr`. Write the rate as a number'

@@ -19,6 +19,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field, model_validator
 
 from rewarm.config.errors import DamagedFile
+from rewarm.formats.base import Base
 from rewarm.formats.files import read_bytes
 from rewarm.formats.names import check_names
 from rewarm.formats.strict_json import Record, as_record, parse_json
@@ -74,6 +75,9 @@ BROKEN_SUFFIX = '.broken'
 
 LARGEST_BYTES = 64 << 20
 """Of ``manifest.json`` and ``state.json``, which have some kilobytes."""
+
+_NOT_NEEDED = ('format', 'tensors', 'tokenizer_hash', 'model', 'base')
+"""Keys of a state without which a run can go on from it."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -163,6 +167,10 @@ class SavedState(Record):
     """SHA-256 of each file of tensors that belongs to it; checkpoints of earlier versions have none."""
     tokenizer_hash: str | None = None
     """Of the tokenizer of its data; checkpoints of earlier versions have none."""
+    model: dict[str, Any] | None = None
+    """Of imported weights: what model they are of, as `saved_model.py` reads it. A run has it in its settings."""
+    base: Base | None = None
+    """The model that training or import started from; ``None`` for one from scratch, and in earlier versions."""
 
     @model_validator(mode='after')
     def _all_of_a_run_or_nothing(self) -> 'SavedState':
@@ -182,7 +190,7 @@ class SavedState(Record):
     def lacks(self) -> list[str]:
         """The keys that a run needs to go on from it and that are not there, such as ``stages.0.identity.tokens``."""
         found = [] if 'Rewarm' in (self.algorithms or {}) else ['algorithms.Rewarm']
-        return found + [key for key in _unset(self, '') if key not in ('format', 'tensors', 'tokenizer_hash')]
+        return found + [key for key in _unset(self, '') if key.partition('.')[0] not in _NOT_NEEDED]
 
 
 def checkpoint_name(batch: int) -> str:

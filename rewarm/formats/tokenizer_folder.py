@@ -20,6 +20,7 @@ __all__ = [
     'TOKENIZER_FILE',
     'TOKENIZER_FILES',
     'TokenizerFiles',
+    'read_settings',
     'read_special_tokens',
     'read_tokenizer_files',
 ]
@@ -96,6 +97,17 @@ def read_special_tokens(files: Mapping[str, bytes], ids: Mapping[str, int]) -> d
     if not found and END_OF_TEXT in ids:
         return dict.fromkeys(SPECIAL_TOKENS[:3], END_OF_TEXT)
     return found
+
+
+def read_settings(files: Mapping[str, bytes], kinds: Mapping[str, type]) -> dict[str, object]:
+    """Settings of a ``tokenizer_config.json`` that are there and of their kind.
+
+    Args:
+        files (Mapping[str, bytes]): Of a tokenizer, by name.
+        kinds (Mapping[str, type]): The type of each.
+    """
+    content = (_as_object(files[CONFIG_FILE]) if CONFIG_FILE in files else None) or {}
+    return {key: content[key] for key, kind in kinds.items() if isinstance(content.get(key), kind)}
 
 
 def _content_of(token: object) -> object:

@@ -34,6 +34,7 @@ _WEIGHT_FILES = (
 _SAFE_TORCH = Version('2.10.0')
 _DEEPEST = 4
 _LISTED = 8
+_MOST_LISTED = 20
 
 
 def bin_refusal(torch_version: str) -> str | None:
@@ -207,3 +208,11 @@ def _state_dicts(values: Mapping[Any, Any], keys: tuple[Any, ...], depth: int) -
 
 def _kind(value: object) -> str:
     return 'None' if value is None else f'a {type(value).__name__}'
+
+
+def listed(problems: list[str]) -> str:
+    """Problems as lines of a message, as many as anyone reads."""
+    lines = [f'  {problem}' for problem in problems[:_MOST_LISTED]]
+    if len(problems) > _MOST_LISTED:
+        lines.append(f'  and {len(problems) - _MOST_LISTED} more')
+    return '\n'.join(lines)

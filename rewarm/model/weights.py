@@ -7,26 +7,24 @@ index. Nothing is downloaded, and nothing pickled is run (see ``weight_files.py`
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.config.errors import UserError
+from rewarm.config.paths import is_url
+from rewarm.config.secrets import without_secrets
 from rewarm.config.shapes import SHAPE_KEYS, ModelShape, count_parameters
 from rewarm.formats.hugging_face import CONFIG_NAME, read_neox_config
-from rewarm.formats.tokenizer import read_tokenizer_file
+from rewarm.model.export import export_hf
 from rewarm.model.pythia import Pythia, hf_name, shape_problem
-from rewarm.model.weight_files import find_weight_files, read_tensors
+from rewarm.model.weight_files import find_weight_files, listed, read_tensors
 
 __all__ = ['HFConfig', 'Imported', 'export_hf', 'find_hf_folder', 'import_hf', 'load_hf', 'read_hf_config']
 
@@ -40,9 +38,6 @@ _GELUS: dict[str, Gelu] = {
     'gelu_python_tanh': 'tanh',
     'gelu_pytorch_tanh': 'tanh',
 }
-_HIDDEN_ACT: dict[Gelu, str] = {'erf': 'gelu', 'tanh': 'gelu_pytorch_tanh'}
-"""What `transformers` 4.53 and 5 both know and compute with PyTorch's own GELU."""
-
 _MODEL_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 _HUB_PAGE = re.compile(
     r'(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?(?:(?:tree|blob|resolve)/([\w.-]+).*)?'
@@ -52,9 +47,6 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Smaller ones are quantized: they need a scale, which this model has no place for."""
 
 _MOST_PARAMETERS = 1 << 35
-_MOST_LISTED = 20
-
-_END_OF_DOCUMENT = '<|endoftext|>'
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,8 @@ def find_hf_folder(source: str) -> Path:
         raise UserError(
             f'`hf:{source}` is the address of a page, and nothing is downloaded during a run; {_how_to_get(better)}'
         )
+    if is_url(source):
+        raise UserError(f'{without_secrets(source)} is not on this machine; bring it into a folder, and name that')
     from huggingface_hub import snapshot_download
 
     model_id, _, revision = source.partition('@')
@@ -218,7 +212,7 @@ def load_hf(model: Pythia, source: str) -> Imported:
         problems.insert(0, f'the names begin with `{prefix}`, which a wrapper puts there: save the model inside it')
     problems += [f'missing `{name}` of shape {list(parameters[name].shape)}' for name in parameters if name not in seen]
     if problems:
-        raise UserError(f'{folder}: these are not the weights of this model:\n{_listed(problems)}')
+        raise UserError(f'{folder}: these are not the weights of this model:\n{listed(problems)}')
     return Imported(folder, len(seen), tuple(skipped), notes)
 
 
@@ -246,99 +240,6 @@ def import_hf(source: str) -> tuple[Pythia, Imported]:
     except RuntimeError:
         raise UserError(f'{folder}: not enough memory for {4 * parameters:,} bytes of parameters') from None
     return model, load_hf(model, str(folder))
-
-
-def export_hf(
-    state_dict: Mapping[str, Tensor], *, shape: ModelShape, gelu: Gelu, tokenizer_path: Path, out_dir: Path
-) -> Path:
-    """Writes a folder that ``transformers``' ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, with equal logits.
-
-    The weights stay fp32. ``hidden_act`` says the activation that the model was trained with here, so a model trained
-    with ``gelu: tanh`` is evaluated with it too (EleutherAI's own folders say ``gelu``, the exact one).
-
-    Args:
-        state_dict (Mapping[str, Tensor]): A :class:`Pythia`'s ``state_dict()``, or the ``model.safetensors`` of a checkpoint.
-        shape (ModelShape): Its shape.
-        gelu (str): ``tanh`` or ``erf``.
-        tokenizer_path (Path): The ``tokenizer.json`` of the training data.
-        out_dir (Path): The folder to make; it appears when it is whole.
-
-    Returns:
-        Path: ``out_dir``.
-
-    Raises:
-        UserError: If the folder exists, the weights are not of this shape, or the tokenizer has more ids than the model.
-    """
-    if os.path.lexists(out_dir):
-        raise UserError(f'{out_dir} exists already; remove it, or write another folder')
-    _check_state(state_dict, shape)
-    end_id = _end_of_document(tokenizer_path, shape)
-    temporary = out_dir.with_name(f'.{out_dir.name}.writing-{os.getpid()}')
-    temporary.mkdir(parents=True)
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        save_file(tensors, temporary / 'model.safetensors', metadata={'format': 'pt'})
-        shutil.copyfile(tokenizer_path, temporary / 'tokenizer.json')
-        for name, contents in _descriptions(shape, gelu, end_id).items():
-            (temporary / name).write_text(json.dumps(contents, indent=2) + '\n', encoding='utf-8')
-        shutil.copymode(temporary / 'config.json', temporary / 'model.safetensors')  # safetensors makes it private
-        temporary.rename(out_dir)
-    except SafetensorError as error:
-        raise OSError(f'{out_dir}: {error}') from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out_dir
-
-
-def _descriptions(shape: ModelShape, gelu: Gelu, end_id: int | None) -> dict[str, dict[str, Any]]:
-    """The JSON files beside the weights, under the keys that `transformers` 4.53 and 5 both read."""
-    ends = {'bos_token_id': end_id, 'eos_token_id': end_id}
-    names: dict[str, str] = (
-        {} if end_id is None else dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), _END_OF_DOCUMENT)
-    )
-    config = {
-        'architectures': ['GPTNeoXForCausalLM'],
-        'model_type': 'gpt_neox',
-        **dataclasses.asdict(shape),
-        'hidden_act': _HIDDEN_ACT[gelu],
-        'attention_bias': True,
-        'attention_dropout': 0.0,
-        'hidden_dropout': 0.0,
-        'torch_dtype': 'float32',
-        **ends,
-    }
-    tokenizer = {
-        'tokenizer_class': 'PreTrainedTokenizerFast',
-        'model_max_length': shape.max_position_embeddings,
-        **names,
-    }
-    return {
-        'config.json': config,
-        'generation_config.json': {'_from_model_config': True, **ends},
-        'tokenizer_config.json': tokenizer | {'clean_up_tokenization_spaces': False},
-        'special_tokens_map.json': names,
-    }
-
-
-def _end_of_document(tokenizer_path: Path, shape: ModelShape) -> int | None:
-    tokenizer = read_tokenizer_file(tokenizer_path)
-    if tokenizer.num_ids > shape.vocab_size:
-        raise UserError(
-            f'{tokenizer_path} has ids up to {tokenizer.num_ids - 1}, and the model has a vocabulary of {shape.vocab_size}'
-        )
-    return next((token.id for token in tokenizer.added if token.content == _END_OF_DOCUMENT), None)
-
-
-def _check_state(state_dict: Mapping[str, Tensor], shape: ModelShape) -> None:
-    with torch.device('meta'):
-        expected = {name: tensor.shape for name, tensor in Pythia(shape, gelu='tanh').state_dict().items()}
-    problems = [f'missing `{name}`' for name in expected if name not in state_dict]
-    problems += [f'unexpected `{name}`' for name in state_dict if name not in expected]
-    for name, tensor in state_dict.items():
-        if name in expected and tensor.shape != expected[name]:
-            problems.append(f'`{name}` has shape {list(tensor.shape)} where {list(expected[name])} belongs')
-    if problems:
-        raise UserError(f'these are not the weights of this model:\n{_listed(problems)}')
 
 
 def _compare_configs(model: Pythia, config: HFConfig, folder: Path) -> tuple[str, ...]:
@@ -369,10 +270,3 @@ def _prefix(unexpected: list[str], parameters: Mapping[str, object]) -> str | No
     """What stands before the names of parameters, such as ``module.``."""
     ends = ((key, hf_name(key.partition('.')[2])) for key in unexpected)
     return next((f'{key.partition(".")[0]}.' for key, name in ends if name in parameters), None)
-
-
-def _listed(problems: list[str]) -> str:
-    lines = [f'  {problem}' for problem in problems[:_MOST_LISTED]]
-    if len(problems) > _MOST_LISTED:
-        lines.append(f'  and {len(problems) - _MOST_LISTED} more')
-    return '\n'.join(lines)

@@ -18,6 +18,7 @@ from rewarm.formats.checkpoint import (
     batch_of,
     read_manifest,
 )
+from rewarm.formats.checkpoint_place import names_below
 from rewarm.formats.files import flush, write_whole
 from rewarm.resume.verification import is_complete
 
@@ -31,14 +32,6 @@ __all__ = [
     'retain',
     'set_aside',
 ]
-
-
-def names_below(root: Path) -> list[str]:
-    """What is called like a checkpoint, oldest first, whatever it is; nothing where ``root`` is not there."""
-    try:
-        return sorted(name for name in os.listdir(root) if NAME.fullmatch(name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def make_draft(path: Path) -> None:

@@ -23,7 +23,8 @@ from rewarm.formats.checkpoint import (
     read_manifest,
     read_state,
 )
-from rewarm.formats.files import open_regular, regular_files
+from rewarm.formats.checkpoint_place import is_complete
+from rewarm.formats.files import open_regular
 
 __all__ = ['MOMENTS', 'damage', 'describe_file', 'is_complete', 'problems']
 
@@ -69,14 +70,6 @@ def damage(path: Path, *, hashed: bool = False, trained: bool = False) -> list[s
             if found := [text for text in differences if text]:
                 return found
     return list(_discord(path, manifest, trained=trained))
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a checkpoint is there by the sizes in its manifest; nothing is hashed, and no link is one."""
-    try:
-        return path.is_dir() and not path.is_symlink() and not read_manifest(path).wrong_sizes(regular_files(path))
-    except (OSError, DamagedFile):
-        return False
 
 
 def describe_file(path: Path) -> dict[str, Any]:

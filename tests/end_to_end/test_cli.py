@@ -32,7 +32,7 @@ def test_export_loads_in_transformers_and_imports_back_bit_equal(checkpoint, tmp
     back = load_file(tmp_path / 'start' / 'model.safetensors')
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[name], ours[name]) for name in ours)
-    assert 'is whole' in rewarm('verify', tmp_path / 'start')
+    assert 'is complete' in rewarm('verify', tmp_path / 'start')
 
 
 def test_a_run_starts_from_imported_weights(checkpoint, make_run, tmp_path):
@@ -47,14 +47,14 @@ def test_a_run_starts_from_imported_weights(checkpoint, make_run, tmp_path):
 def test_verify_names_the_damage_and_exits_2(checkpoint, data, tmp_path):
     import shutil
 
-    assert 'is whole' in rewarm('verify', checkpoint)
-    assert 'is whole' in rewarm('verify', data / 'old')
+    assert 'is complete' in rewarm('verify', checkpoint)
+    assert 'is complete' in rewarm('verify', data / 'old')
     foreign = shutil.copytree(data / 'old', tmp_path / 'foreign')
     for name in ('dataset_card.json', 'rejects.jsonl'):
         (foreign / name).unlink()
     output = rewarm('verify', foreign)
     assert 'another program made it' in output
-    assert 'is whole' in output
+    assert 'is complete' in output
     shutil.copytree(checkpoint, tmp_path / 'broken')
     os.truncate(tmp_path / 'broken' / 'model.safetensors', 10)
     output = rewarm('verify', tmp_path / 'broken', code=2)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.arguments import complete_folders
+from rewarm.cli.arguments import complete_folders, local_path
 
 __all__ = ['demo']
 
@@ -13,13 +13,19 @@ __all__ = ['demo']
 def demo(
     folder: Annotated[
         Path,
-        typer.Argument(metavar='[DIR]', help='The folder that everything goes into.', autocompletion=complete_folders),
+        typer.Argument(
+            metavar='[DIR]',
+            help='The folder that everything goes into.',
+            autocompletion=complete_folders,
+            parser=local_path,
+        ),
     ] = Path('rewarm-demo'),
     full: Annotated[
         bool, typer.Option('--full', help='All five runs instead of the two-stage run alone: 5 minutes.')
     ] = False,
     figure: Annotated[
-        Path | None, typer.Option(metavar='FILE', help="Also draw the README's figure (.svg or .png).")
+        Path | None,
+        typer.Option(metavar='FILE', help="Also draw the README's figure (.svg or .png).", parser=local_path),
     ] = None,
 ) -> None:
     """Shows forgetting and recovery on a CPU core in two minutes. Text of this Python's own library, a real SIGTERM, a report."""

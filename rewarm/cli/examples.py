@@ -5,14 +5,17 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.arguments import complete_folders
+from rewarm.cli.arguments import complete_folders, local_path
 
 __all__ = ['examples']
 
 
 def examples(
     folder: Annotated[
-        Path, typer.Argument(metavar='DIR', help='The folder to write to.', autocompletion=complete_folders)
+        Path,
+        typer.Argument(
+            metavar='DIR', help='The folder to write to.', autocompletion=complete_folders, parser=local_path
+        ),
     ],
 ) -> None:
     """Writes complete run files (yamls/) and launch recipes (scripts/launch/) into a folder. Nothing is overwritten."""

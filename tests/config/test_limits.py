@@ -38,8 +38,8 @@ from rewarm.config.load import load
             '`model.init_from`: https://huggingface.co/x/y is not on this machine',
         ),
         (
-            'model.init_from=checkpoint:s3://b/run/checkpoints/ba1',
-            '`model.init_from`: s3://b/run/checkpoints/ba1 is not',
+            'model.init_from=checkpoint:https://b/run/checkpoints/ba1',
+            '`model.init_from`: https://b/run/checkpoints/ba1 is not',
         ),
         (
             'loggers.tensorboard.flush_interval=0',

@@ -389,7 +389,7 @@ class TestExport:
         def full_disk(*_args, **_kwargs):
             raise OSError('no space left on device')
 
-        monkeypatch.setattr('rewarm.model.weights.shutil.copyfile', full_disk)
+        monkeypatch.setattr('rewarm.model.export.save_file', full_disk)
         with pytest.raises(OSError, match='no space'):
             self.export(tmp_path / 'out', tokenizer_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ['tokenizer.json']

@@ -28,10 +28,12 @@ class Origin:
     Args:
         checkpoint (Checkpoint | None): Of another run or an import, for a run that has saved nothing yet.
         base (Base | None): The model of others that it goes back to; ``None`` if there is none, or it is not known.
+        place (str): The checkpoint's folder or URL.
     """
 
     checkpoint: Checkpoint | None
     base: Base | None
+    place: str = ''
 
     @property
     def lr(self) -> float | None:
@@ -65,7 +67,7 @@ def find_origin(config: RunConfig, saved: Checkpoint | None) -> Origin:
     on_each_node(lambda: bring_origin(chosen, config.run_folder))
     found = open_checkpoint(origin_folder(chosen, config.run_folder))
     _compare_models(config, found, chosen)
-    return Origin(found, found.saved.base)
+    return Origin(found, found.saved.base, chosen)
 
 
 def keep_run_tokenizer(config: RunConfig, folder: Path, saved: Checkpoint | None) -> TokenizerFiles | None:

@@ -26,8 +26,8 @@ from rewarm.loggers.run_loggers import RunLoggers, ensure_identity
 from rewarm.model.clip import ClipGradients
 from rewarm.model.composer_model import PythiaForTraining
 from rewarm.model.optimizer import build_optimizer
-from rewarm.report.evaluating import EvaluationProgress
 from rewarm.origin import Origin, find_origin, keep_run_tokenizer, warn_of_other_tokenizer
+from rewarm.report.evaluating import EvaluationProgress
 from rewarm.report.first_batch import FirstBatch, seconds_since_process_start
 from rewarm.report.metrics import (
     EvalRecords,
@@ -151,7 +151,8 @@ def _go_on(this: Start) -> int:
     config, store, events = this.config, this.store, this.events
     saved, where = on_rank_zero(store.newest) or (None, '')
     origin = find_origin(config, saved)
-    plan = make_plan(config, previous_lr=previous_lr(saved) or origin.lr, gpus=dist.get_world_size())
+    lr_before = previous_lr(saved) if saved is not None else origin.lr
+    plan = make_plan(config, previous_lr=lr_before, gpus=dist.get_world_size())
     on_rank_zero(lambda: refuse_changes(saved, config, plan))
     tokenizer = on_rank_zero(lambda: keep_run_tokenizer(config, store.folder, saved))
     warn_of_other_tokenizer(origin, tokenizer)
@@ -174,9 +175,9 @@ def _go_on(this: Start) -> int:
     events.record('run_start', world_size=dist.get_world_size(), host=socket.gethostname(), seconds=seconds)
     if saved is not None:
         events.record('resume', **{'from': saved.path.name}, where=where, lost_batches=lost)
-    elif (origin := state.checkpoint) is not None:  # which weights those are, whatever its folder holds later
-        entry = origin.manifest.files[origin.model_file.name]
-        events.record('starting_weights', path=str(origin.path), sha256=entry.sha256)
+    elif origin.checkpoint is not None:  # which weights those are, whatever its folder holds later
+        entry = origin.checkpoint.manifest.files[origin.checkpoint.model_file.name]
+        events.record('starting_weights', path=origin.place, sha256=entry.sha256)
     for damage in damaged:
         events.record('records_damaged', path=damage.file, lines=damage.lines, reason=str(damage.first))
         announce(str(damage))

@@ -12,7 +12,7 @@ import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rewarm.config.checks import local_folder
+from rewarm.config.data_cards import local_folder
 from rewarm.config.errors import UserError
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import ModelShape, count_parameters

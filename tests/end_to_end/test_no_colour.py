@@ -15,7 +15,6 @@ from typer.main import get_command
 
 from rewarm.cli.commands import app
 
-TWO_BATCHES = ('stages.0.max_duration=2ba', 'stages.1.max_duration=2ba', 'checkpoints.interval=2ba')
 ESCAPE = '\x1b'
 
 
@@ -93,7 +92,7 @@ def heavy(top, made):
         'convert': [['convert', data / 'old.jsonl', shards, *tokenizer, '--seq-len', 32, '--workers', 1]],
         'export': [['export', tiny / 'checkpoints/ba00000012', hf, *tokenizer]],
         'import': [['import', hf, checkpoint]],
-        'train': [['train', top / 'run.yaml', f'run_folder={made / "run"}', *TWO_BATCHES]],
+        'train': [['train', top / 'run.yaml', f'run_folder={made / "run"}']],
         'doctor': [['doctor']],
         'verify': [['verify', tiny / 'checkpoints/ba00000012'], ['verify', data / 'old']],
     }

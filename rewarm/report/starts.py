@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from rewarm.report.run_folder import Event
 
-__all__ = ['Start', 'find_starts', 'stall_seconds']
+__all__ = ['PROOFS', 'Start', 'find_starts', 'stall_seconds']
 
 BEGINNINGS = ('resume', 'stage_start', 'first_batch')
 """Events that tell that a process which started is training, or about to."""

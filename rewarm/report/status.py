@@ -21,7 +21,7 @@ from rewarm.report.owner import Owner, find_claim, find_owner
 from rewarm.report.position import Position, find_position
 from rewarm.report.run_folder import Batch, Event, Run, read_run
 from rewarm.report.spending import device_hours_so_far
-from rewarm.report.starts import Start, find_starts
+from rewarm.report.starts import PROOFS, Start, find_starts
 
 __all__ = ['Lag', 'Status', 'find_status']
 
@@ -221,7 +221,7 @@ def _find_status(folder: Path, place: str, now: datetime, *, brief: bool) -> Sta
         if brief
         else device_hours_so_far(run, starts, now if held and not in_bucket else last_sign_at),
         goodput=None if brief else _goodput(starts, metrics, now if owner and not in_bucket else last_sign_at),
-        is_starting=bool(starts) and held and not starts[-1].same_process and starts[-1].training is None,
+        is_starting=bool(starts) and held and _has_trained_nothing(starts[-1], last_batch_at),
         evaluating=_evaluating(starts[-1]) if starts and held else None,
         ending=ending,
         finished=finished,
@@ -229,6 +229,13 @@ def _find_status(folder: Path, place: str, now: datetime, *, brief: bool) -> Sta
             owner if held else None, saved, finished=finished, batch=batch, in_bucket=in_bucket
         ),
     )
+
+
+def _has_trained_nothing(start: Start, last_batch_at: datetime | None) -> bool:
+    """Whether a process has neither said that it trained, nor is the newest batch of its time."""
+    if start.same_process or start.events_named(*PROOFS):
+        return False
+    return last_batch_at is None or (start.began is not None and last_batch_at < start.began)
 
 
 def _evaluating(start: Start) -> Event | None:

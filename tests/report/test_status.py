@@ -112,6 +112,17 @@ def test_a_process_that_has_not_trained_yet_is_told(tmp_path, hold):
     assert 'evaluat' not in lines_of(story)['held by']
 
 
+def test_the_first_process_of_all_evaluates_before_its_first_batch_too(tmp_path, hold):
+    story = Story(tmp_path / 'run')
+    story.event('run_start', world_size=1, host='laptop', seconds=4)
+    story.event('stage_start')
+    story.event('eval_start', sets=['code'], evaluated_tokens=100)
+    hold(story.write())
+    assert lines_of(story, seconds=9)['held by'].endswith(
+        'no batch yet; evaluating code (100 tokens) before its first batch, since 9 s ago'
+    )
+
+
 def test_hours_and_cost_are_told_so_far_and_to_the_end(story, hold):
     folder = story.write()
     status = find_status(folder, now=story.now)

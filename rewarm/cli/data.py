@@ -92,15 +92,21 @@ def verify(
             help='A checkpoint, or a run folder for all of its checkpoints; also s3://. Or a dataset on this machine.'
         ),
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Checks checkpoints or a dataset. Hashes, counts, whether parts belong together, tokenizer, card."""
     from rewarm.exchange import verify_command
 
     damaged: list[str] = []
+    checked: list[dict[str, Any]] = []
     for found in verify_command(path):
+        checked.append({'place': found.place, 'complete': not found.problems, 'problems': found.problems})
+        checked[-1]['note'] = found.note
         if found.problems:
             damaged.append(found.text)
-        else:
+        elif not as_json:
             print(terminal.printable(found.text))
+    if as_json:
+        print_json({'complete': not damaged, 'checked': checked})
     if damaged:
         raise UserError('\n'.join(damaged))

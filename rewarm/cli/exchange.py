@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from rewarm import terminal
-from rewarm.cli.arguments import local_path
+from rewarm.cli.arguments import AsJson, local_path
+from rewarm.cli.output import print_json
 
 __all__ = ['export_checkpoint', 'import_checkpoint']
 
@@ -39,11 +40,17 @@ def export_checkpoint(
             parser=local_path,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Writes a checkpoint as a folder that transformers loads, with a model card."""
     from rewarm.exchange import export_command
 
-    print(export_command(checkpoint, out, tokenizer=tokenizer, step=step, dtype=dtype, config=config))
+    made = export_command(checkpoint, out, tokenizer=tokenizer, step=step, dtype=dtype, config=config)
+    if as_json:
+        folders = sorted(made.glob('ba*/')) if step == 'all' else [made]
+        print_json({'checkpoint': terminal.printable(checkpoint), 'exported': [str(folder) for folder in folders]})
+    else:
+        print(made)
 
 
 def import_checkpoint(
@@ -53,10 +60,15 @@ def import_checkpoint(
     checkpoint: Annotated[
         Path, typer.Argument(help='The checkpoint folder to write; must not exist.', parser=local_path)
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Makes a checkpoint of weights from elsewhere. For `init_from: checkpoint:FOLDER`."""
     from rewarm.exchange import import_command
 
-    for note in import_command(source, checkpoint):
+    notes = import_command(source, checkpoint)
+    if as_json:
+        print_json({'source': terminal.printable(source), 'checkpoint': str(checkpoint), 'notes': notes})
+        return
+    for note in notes:
         print(terminal.printable(note))
     print(checkpoint)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.report.story import Story
+from tests.resume.mirrored import Run, name
 
 RUN_FILE = """
 run_name: law
@@ -58,6 +59,22 @@ def test_plan_status_runs_report_and_pin(rewarm, run_file, run, tmp_path):
         assert json.loads(said.out)
 
 
+def test_verify_and_the_same_exit_code_for_what_is_damaged(rewarm, tmp_path):
+    run = Run(tmp_path / 'run')
+    run.train(1)
+    said = rewarm('verify', run.root / name(1), '--json')
+    assert said.code == 0, said.err
+    checked = {'place': str(run.root / name(1)), 'complete': True, 'problems': [], 'note': None}
+    assert json.loads(said.out) == {'complete': True, 'checked': [checked]}
+    (run.root / name(1) / 'model.safetensors').write_bytes(b'')
+    said = rewarm('verify', run.root / name(1), '--json')
+    assert said.code == 2
+    assert 'model.safetensors' in said.err
+    content = json.loads(said.out)
+    assert content['complete'] is False
+    assert 'model.safetensors has 0 bytes' in content['checked'][0]['problems'][0]
+
+
 def test_a_mistake_leaves_standard_output_empty(rewarm, run_file, run, tmp_path):
     for arguments in (
         ('plan', tmp_path / 'none.yaml'),
@@ -67,6 +84,9 @@ def test_a_mistake_leaves_standard_output_empty(rewarm, run_file, run, tmp_path)
         ('report', tmp_path),
         ('pin', run, 77),
         ('status', run, '--every', 0),
+        ('verify', tmp_path / 'none'),
+        ('export', tmp_path / 'none', tmp_path / 'out'),
+        ('import', tmp_path / 'none', tmp_path / 'out'),
         ('convert', tmp_path / 'none.jsonl', tmp_path / 'out', '--tokenizer', tmp_path, '--seq-len', 8),
     ):
         said = rewarm(*arguments, '--json')

@@ -1,5 +1,6 @@
 """On a real terminal no command writes an escape sequence under NO_COLOR, or where the terminal is a dumb one."""
 
+import json
 import os
 import pty
 import re
@@ -90,8 +91,8 @@ def heavy(top, made):
     tokenizer = ['--tokenizer', data / 'tokenizer.json']
     return {
         'convert': [['convert', data / 'old.jsonl', shards, *tokenizer, '--seq-len', 32, '--workers', 1]],
-        'export': [['export', tiny / 'checkpoints/ba00000012', hf, *tokenizer]],
-        'import': [['import', hf, checkpoint]],
+        'export': [['export', tiny, hf, '--json']],
+        'import': [['import', hf, checkpoint, '--json']],
         'train': [['train', top / 'run.yaml', f'run_folder={made / "run"}']],
         'doctor': [['doctor']],
         'verify': [['verify', tiny / 'checkpoints/ba00000012'], ['verify', data / 'old']],
@@ -131,6 +132,8 @@ def test_nor_from_those_that_work_for_longer(folder, tmp_path):
         text, code = run(*arguments, NO_COLOR='1')
         assert ESCAPE not in text, arguments
         assert code == 0, text
+        if '--json' in arguments:
+            assert json.loads(text[text.index('{') :])
 
 
 @pytest.mark.parametrize('variables', [{'TERM': 'dumb'}, {'NO_COLOR': '1', 'FORCE_COLOR': '1'}])

@@ -27,7 +27,7 @@ class Comet(Destination, CometMLLogger):
         self._exp_kwargs = {
             'experiment_key': run_id,
             'workspace': arguments.get('workspace'),
-            'project_name': arguments.get('project_name'),
+            'project': arguments.get('project_name'),
             'log_code': arguments.get('log_code', False),
             'log_graph': arguments.get('log_graph', False),
             **(arguments.get('exp_kwargs') or {}),

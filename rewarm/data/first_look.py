@@ -1,6 +1,6 @@
 """The first look at what is to be converted: is the text where it is said to be? Before anything is made or written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from rewarm.data.sources import Source
 
 __all__ = ['look_at_sources']
 
-RECORDS = 100
+RECORDS = 1000
 """Records at the beginning of a file that are looked at until one has a text."""
 
-_BLOCK_BYTES = 1 << 16
+_BLOCK_BYTES, _LOOKED_AT_BYTES = 1 << 16, 1 << 20
 _THREADS = 16
 _MOST_NAMED = 5
 _MOST_KEYS, _LONGEST_KEY = 20, 60
@@ -91,13 +91,15 @@ def _look_at_table(source: Source, keys: Sequence[str]) -> _Found | None:
 
 def _look_at_lines(source: Source, keys: Sequence[str]) -> _Found | None:
     first: tuple[int, dict[str, Any], Reject] | None = None
-    for number, line in enumerate(_first_lines(source), 1):
+    for number, line in _first_lines(source):
         record = parse_record(line) if line.strip() else Reject('')
         if isinstance(record, Reject):  # no lack of a key; it is counted when all is read
             continue
         text = text_of(record, keys)
         if isinstance(text, str):
             return None
+        if any(record.get(key, '') is None for key in keys):
+            return None  # the key is right, and this text is not there
         first = first or (number, record, text)
     if first is None:
         return None
@@ -110,13 +112,20 @@ def _look_at_lines(source: Source, keys: Sequence[str]) -> _Found | None:
     return _Found(problem, longest if longest is not None and len(longest) <= _LONGEST_KEY else None)
 
 
-def _first_lines(source: Source) -> list[bytes]:
-    """The first lines, all of them whole; none if the first is longer than any record may be."""
-    data = bytearray()
+def _first_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """The first lines with their numbers, each of them whole, a block at a time; none longer than a record may be."""
+    rest, number, size = bytearray(), 0, 0
     with source.open() as file:
         for block in decompressed(iter(lambda: file.read(_BLOCK_BYTES), b''), source, _BLOCK_BYTES):
-            data += block
-            if b'\n' in block or len(data) > MAX_RECORD_BYTES:
-                del data[data.rfind(b'\n') + 1 :]
-                break
-    return bytes(data.removeprefix(BOM)).split(b'\n')[:RECORDS]
+            rest += block if size else block.removeprefix(BOM)
+            size += len(block)
+            if b'\n' in block:
+                *lines, last = bytes(rest).split(b'\n')
+                rest = bytearray(last)
+                for line in lines:
+                    number += 1
+                    yield number, line
+            if number >= RECORDS or len(rest) > MAX_RECORD_BYTES or (number and size >= _LOOKED_AT_BYTES):
+                return
+    if rest:
+        yield number + 1, bytes(rest)

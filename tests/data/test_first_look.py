@@ -94,6 +94,8 @@ def test_many_files_are_not_all_listed(tmp_path):
         b'\xef\xbb\xbf{"text": "behind a byte order mark"}',
         b'no json\n' * 5,
         b'{"header": 1}\n{"text": "one has it"}\n',
+        b'{"header": 1}\n' * 900 + b'{"text": "the last that is looked at has it"}\n' * 100,
+        b'{"text": null}\n' * 5,
         b'[' * 100_000,
         b'{"text": "' + b'long ' * 100_000 + b'"}\n',
     ],

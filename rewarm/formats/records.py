@@ -142,7 +142,7 @@ class Evaluation:
     stage_tokens: Count
     set: Text
     role: Text
-    """``upstream`` (old data) or ``downstream`` (new data)."""
+    """What it is when the run begins: ``upstream`` (old data) or ``downstream`` (new data)."""
     loss: Number
     """Mean loss in nats per token; NaN where the file has none."""
     when: Text = 'interval'
@@ -150,6 +150,8 @@ class Evaluation:
     perplexity: Positive | None = None
     bits_per_byte: Positive | None = None
     tokens_evaluated: Count | None = None
+    kind: Text | None = None
+    """What it is in the stage, in words, as the run file said when it was written; reports ask the run file anew."""
 
 
 class EventFields(TypedDict, total=False):

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rewarm.config.old_and_new import StreamData, share_data
 from rewarm.report.arms import Arm, first_lead
 from rewarm.report.outcome import Curve
 from rewarm.report.traits import same_mix
@@ -189,16 +190,26 @@ def _differences(one: Arm, other: Arm, about: Sequence[str]) -> list[str]:
 
 
 def _common(one: Arm, other: Arm, mine: Sequence[str], its: Sequence[str]) -> list[str]:
-    """Sets of one side that both runs have, and that are the same data as far as their run files tell."""
-    places = [
-        {each.name: {each.local, each.remote} - {None} for each in arm.run.config.eval.sets} for arm in (one, other)
-    ]
+    """Sets of one side that both runs have, and that are the same text as far as their files tell."""
+    first, second = (_texts(arm) for arm in (one, other))
     return [
         name
         for name in mine
         if name in its
-        and (places[0].get(name, set()) & places[1].get(name, set()) or not all(p.get(name) for p in places))
+        if share_data(first[name][0], second[name][0])
+        if len({first[name][1], second[name][1]} - {None}) < 2
     ]
+
+
+def _texts(arm: Arm) -> dict[str, tuple[StreamData, int | None]]:
+    """Where each set's data is, and how many tokens of it were evaluated last."""
+    places = {
+        each.name: tuple(place for place in (each.local, each.remote) if place) for each in arm.run.config.eval.sets
+    }
+    return {
+        line.set: (StreamData(line.set, places.get(line.set, ())), line.tokens_evaluated)
+        for line in arm.run.evaluations
+    }
 
 
 def _verdict(difference: float) -> str:

@@ -237,7 +237,7 @@ class EvalRecords(Callback):
         known = missing & _sets_recorded(records, self.previous, batch)
         if known:
             self.lines.append(
-                {**asdict(record), **self._where(self.stage, batch), 'role': self.sets[record.set][0].role}
+                {**asdict(record), **self._where(self.stage, batch), **self._what(self.stage, record.set)}
                 for record in records
                 if self.previous and (record.stage, record.batch) == (self.previous.name, batch)
                 if record.set in known
@@ -258,12 +258,11 @@ class EvalRecords(Callback):
         assert name is not None
         metrics = state.eval_metrics[name]
         loss, targets = float(metrics['loss'].compute()), int(metrics['targets'].compute())
-        config, card = self.sets[name]
+        _, card = self.sets[name]
         # Bits of the set's targets over the bytes of the text they encode; the card counts both.
         bits = loss / math.log(2) * card.tokens / card.bytes if card and card.bytes else None
         self._found[name] = {
             'set': name,
-            'role': config.role,
             'loss': loss,
             'perplexity': math.exp(min(loss, 700)),
             'bits_per_byte': bits,
@@ -284,7 +283,7 @@ class EvalRecords(Callback):
             stages.insert(0, self.previous)
         recorded = self.lines.read()  # of a set that was there before another was added
         self.lines.append(
-            {**self._where(stage, batch), **record}
+            {**self._where(stage, batch), **self._what(stage, record['set']), **record}
             for stage in stages
             for record in found
             if record['set'] not in _sets_recorded(recorded, stage, batch)
@@ -300,6 +299,10 @@ class EvalRecords(Callback):
             'stage_tokens': (batch - stage.start_batch) * tokens,
             'when': when,
         }
+
+    def _what(self, stage: StagePlan, name: str) -> dict[str, Any]:
+        """What a set is when the run begins, and in a stage."""
+        return {'role': self.sets[name][0].role, 'kind': self.plan.eval_sets[name][stage.index]}
 
     def _is_mark(self, batch: int) -> bool:
         inside = batch - self.stage.start_batch

@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+from rewarm.report.forgetting import set_outcomes
+from rewarm.report.run_folder import read_run
+
 ANNEAL = """  - name: anneal
     max_duration: 4ba
     train: {{streams: [{{name: new, local: {data}/new}}]}}
@@ -41,6 +44,9 @@ def test_appending_a_stage_starts_exactly_that_stage(finished, unbroken, data):
     at_edge = [r for r in finished.lines('evals') if r['batch'] == 12]
     assert [(r['stage'], r['when']) for r in at_edge] == [('second', 'end')] * 2 + [('anneal', 'start')] * 2
     assert at_edge[0]['loss'] == at_edge[2]['loss']
+    # What each set is in a stage is written as the plan and the report tell it.
+    told = {(each.stage.name, each.set): each.told.words for each in set_outcomes(read_run(finished.folder))}
+    assert {(r['stage'], r['set']): r['kind'] for r in finished.lines('evals')} == told
 
 
 @pytest.mark.parametrize(

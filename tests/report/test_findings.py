@@ -123,6 +123,15 @@ def test_sets_of_the_same_name_and_other_data_are_not_compared(write):
     assert BELOW in told([first, write('c', 2.2, 3.4, LOW, sets=sets('data/law-val'), **names)])
 
 
+def test_a_part_of_a_set_is_not_compared_with_the_whole(write):
+    first, second = write('a', 2.5, 3.0), write('b', 2.2, 3.4, LOW)
+    for folder, tokens in ((first, 1000), (second, 9000)):
+        lines = [json.loads(line) for line in (folder / 'evals.jsonl').read_text().splitlines()]
+        sized = [{**line, 'tokens_evaluated': tokens if line['set'] == 'law' else 500} for line in lines]
+        (folder / 'evals.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in sized))
+    assert [*told([first, second])] == [FORGETS]
+
+
 def test_equal_ends_are_too_close_to_tell(write):
     found = told([write('a', 2.5, 3.0), write('b', 2.51, 3.01, LOW)])
     assert (found[BELOW].verdict, found[BELOW].symbol) == ('too close to tell', '≈')

@@ -11,6 +11,7 @@ from rewarm.new.answers import Answers
 from rewarm.new.dataset import find_dataset
 from rewarm.new.model import Model, find_model
 from rewarm.new.request import USUAL_REPLAY, parse_budget, parse_replayed, parse_source
+from rewarm.new.tokenizer import compare_tokenizer
 
 __all__ = ['ask']
 
@@ -20,6 +21,7 @@ DATA = 'New data: the folder that `rewarm convert` wrote'
 REPLAY = 'Old data to mix in against forgetting: its folder (empty: none)'
 SHARE = 'Its share of the samples'
 MODEL = 'Model: a size such as pythia-410m, a Hugging Face folder or id, or checkpoint:PATH'
+TOKENIZER = 'Tokenizer that the data was converted with: tokenizer.json, its folder, or an id'
 BUDGET = 'Budget: passes over the new data (1ep), tokens (10Btok) or batches (5000ba)'
 RATE = "Peak learning rate (pre-training's is the default; higher learns more and forgets more)"
 
@@ -45,8 +47,8 @@ def ask(given: Answers) -> Answers:
     if not given.model:
         given = given.having(model=_until_right(MODEL, 'pythia-410m', _named_model))
     model = find_model(given.model or '')
-    if given.tokenizer is None and model.tokenizer is None:
-        given = given.having(tokenizer=_until_right('Tokenizer: tokenizer.json, its folder or an id', None, _tokenizer))
+    if given.tokenizer is None:
+        given = given.having(tokenizer=_tokenizer(given, model.tokenizer))
     if given.budget is None:
         given = given.having(budget=_until_right(BUDGET, '1ep', _budget))
     if given.lr is None:
@@ -90,11 +92,21 @@ def _named_model(text: str) -> str:
     return text
 
 
-def _tokenizer(text: str) -> str:
-    from rewarm.data.tokens import find_tokenizer
+def _tokenizer(given: Answers, of_the_model: str | None) -> str | None:
+    """Asks for it if the model's own is not known, or not the one that the data was made with."""
+    parts = [find_dataset(parse_source(each).place).train for each in given.data or ()]
 
-    find_tokenizer(text)
-    return text
+    def fitting(text: str) -> str:
+        compare_tokenizer(text, parts)
+        return text
+
+    if of_the_model is not None:
+        try:
+            fitting(of_the_model)
+            return None
+        except UserError as error:
+            typer.echo(f'  {terminal.printable(str(error))}')
+    return _until_right(TOKENIZER, None, fitting)
 
 
 def _budget(text: str) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from rewarm.config.errors import ConfigError, UserError
 from rewarm.config.load import load
-from rewarm.config.oddities import LARGEST_RATE, is_path
+from rewarm.config.oddities import LARGEST_RATE
 from rewarm.config.plan import Plan, make_plan
 from rewarm.formats.files import write_whole
-from rewarm.formats.tokenizer import tokenizer_hash
 from rewarm.new.choices import Choices, choose
 from rewarm.new.dataset import find_dataset
 from rewarm.new.model import Model, find_model
 from rewarm.new.request import Request, check_name
 from rewarm.new.text import run_file, times
+from rewarm.new.tokenizer import compare_tokenizer
 
 __all__ = ['Draft', 'draft', 'publish', 'refuse_to_overwrite']
 
@@ -78,7 +78,9 @@ def draft(request: Request) -> Draft:
         raise UserError(
             f'--model {request.model} does not say which tokenizer it was trained with. Name it: --tokenizer PATH'
         )
-    notes = [*_check_tokenizer(tokenizer, choices)]
+    parts = [*(stream.part for stream in choices.streams), *(part for _, part, _ in choices.evals)]
+    note = compare_tokenizer(tokenizer, parts)
+    notes = [note] if note else []
     text = run_file(request, model, choices, tokenizer)
     plan = _check(text, request)
     if not choices.evals:
@@ -115,28 +117,6 @@ def _check_unique(request: Request) -> None:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f'{option}: two datasets are called {name}. Name one of them otherwise: NAME=DIR')
-
-
-def _check_tokenizer(tokenizer: str, choices: Choices) -> list[str]:
-    """Compares the tokenizer with what the datasets' cards say; what cannot be looked at is left to the run."""
-    from rewarm.data.tokens import find_tokenizer
-
-    parts = [*(stream.part for stream in choices.streams), *(part for _, part, _ in choices.evals)]
-    hashes = {part.place: part.card.tokenizer_hash for part in parts if part.card is not None}
-    try:
-        found = find_tokenizer(tokenizer)
-    except UserError as error:
-        if is_path(tokenizer):
-            raise UserError(f'{error}. Name the one that the data was converted with: --tokenizer PATH') from None
-        return [f'The tokenizer could not be compared with that of the data: {error}']
-    ours = tokenizer_hash(found)
-    for place, theirs in hashes.items():
-        if theirs != ours:
-            raise UserError(
-                f'{place} was made with another tokenizer ({theirs[:19]}...) than {tokenizer} ({ours[:19]}...). '
-                'Name the one it was made with (--tokenizer), or convert it again with this one'
-            )
-    return []
 
 
 def _check(text: str, request: Request) -> Plan:

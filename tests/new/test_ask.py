@@ -70,6 +70,19 @@ def test_what_is_missing_is_asked_for_and_a_wrong_answer_is_asked_again(here, ru
     assert config.stages[0].schedule.lr == 0.01
 
 
+def test_a_tokenizer_that_is_not_the_data_s_is_told_and_asked_for(here, run_folder):
+    (here / 'other.json').write_text('{"model": {"vocab": {"a": 0}}}')
+    settings = here / run_folder / 'config.yaml'
+    settings.write_text(settings.read_text().replace('data/tokenizer.json', 'other.json'))
+    arguments = ('--data', 'data/law', '--replay', 'data/old', '--lr', '1e-3', '--gpus', '1', '--budget', '1ep')
+    terminal = Terminal('law', *arguments)
+    terminal.answer(f'checkpoint:{run_folder}', '[pythia-410m]')
+    terminal.until('was made with another tokenizer')
+    terminal.answer('data/tokenizer.json', 'its folder, or an id')
+    assert terminal.leave() == 0
+    assert load(here / 'law.yaml').tokenizer == 'data/tokenizer.json'
+
+
 @pytest.mark.parametrize('key', [b'\x03', b'\x04'], ids=['ctrl-c', 'ctrl-d'])
 def test_stopped_half_way_nothing_is_written(here, key):
     before = sorted(here.iterdir())

@@ -1,19 +1,21 @@
 """The model that the user names: its sizes, where its weights are, and what goes with it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from rewarm.config.errors import UserError
 from rewarm.config.messages import did_you_mean
-from rewarm.config.schema import ModelConfig
+from rewarm.config.paths import is_url
 from rewarm.config.shapes import MODEL_SHAPES, SHAPE_KEYS, ModelShape
 from rewarm.config.source import read_source
-from rewarm.formats.checkpoint import read_latest
+from rewarm.formats.checkpoint import LATEST_FILE, read_state
+from rewarm.formats.checkpoint_place import CHECKPOINTS, find_checkpoint, run_folder_of
 from rewarm.formats.hugging_face import CONFIG_NAME, read_neox_config
+from rewarm.formats.saved_model import read_saved_model
+from rewarm.formats.tokenizer_folder import RUN_TOKENIZER, TOKENIZER_FILE
 from rewarm.new.dataset import expanded
 
 __all__ = ['Model', 'find_model']
@@ -102,43 +104,55 @@ def _of_folder(folder: Path, source: str, tokenizer: str) -> Model:
 
 
 def _of_checkpoint(text: str) -> Model:
-    path = Path(expanded(text))
-    newest = read_latest(path / 'checkpoints')
-    if newest is not None:
-        path, text = path / 'checkpoints' / newest, f'{text.rstrip("/")}/checkpoints/{newest}'
-    if not (path / 'manifest.json').is_file():
+    if is_url(text):
+        raise UserError(
+            f'--model checkpoint:{text}: what model that is can only be looked up on this machine. Copy the checkpoint here, '
+            f'or name its base model now and write `init_from: checkpoint:{text}` into the file'
+        )
+    folder = find_checkpoint(expanded(text))
+    named = text.rstrip('/').removesuffix(f'/{LATEST_FILE}')
+    if not named.endswith(folder.name):  # the newest one of a run, or of its checkpoints
+        named += f'/{folder.name}' if named.endswith(CHECKPOINTS) else f'/{CHECKPOINTS}/{folder.name}'
+    try:
+        state, _ = read_state(folder)
+    except FileNotFoundError:
         raise UserError(
             f'--model checkpoint:{text}: no checkpoint and no run folder with one. Name RUN/checkpoints/ba...'
-        )
-    run_folder = path.parent.parent
-    settings = run_folder / 'config.yaml'
-    if not settings.is_file():
-        raise UserError(
-            f'--model checkpoint:{text}: {settings} is not there, and it says what model this is. Name the checkpoint where '
-            'its run made it'
-        )
-    return _of_settings(read_source(settings).data, run_folder, f'checkpoint:{text}')
-
-
-def _of_settings(settings: Mapping[str, Any], run_folder: Path, init_from: str) -> Model:
-    """The model of a run by its ``config.yaml``; the rest of that file may speak of data that is no longer there."""
-    try:
-        model = ModelConfig.model_validate(settings.get('model'))
-    except ValidationError:
-        raise UserError(f'--model {init_from}: {run_folder}/config.yaml does not say what model this is') from None
-    own = run_folder / 'tokenizer'
-    tokenizer = str(own) if (own / 'tokenizer.json').is_file() else str(settings.get('tokenizer'))
-    stages: list[Any] = settings.get('stages') or []
-    rates = [rate for stage in stages if isinstance(rate := stage['schedule']['lr'], float)]
+        ) from None
+    saved = read_saved_model(folder, state)
+    if saved is None:
+        raise UserError(f'--model checkpoint:{text} does not say what model it is of: an earlier version wrote it')
+    shape, settings = ModelShape(**saved.shape), _settings_around(folder)
     return Model(
-        _name_of(model.shape),
-        init_from,
-        model.shape,
-        tokenizer,
-        model.gelu,
+        _name_of(shape),
+        f'checkpoint:{named}',
+        shape,
+        _tokenizer_of(folder, settings),
+        saved.gelu,
         'fp32' if settings.get('precision') == 'fp32' else 'bf16',
-        peak_rate=max(rates, default=USUAL_RATE),
+        peak_rate=max(_rates(settings), default=PEAK_RATES.get(_name_of(shape), USUAL_RATE)),
     )
+
+
+def _settings_around(checkpoint: Path) -> Mapping[str, Any]:
+    """The ``config.yaml`` of the run that a checkpoint lies in; empty if it lies elsewhere."""
+    run = run_folder_of(checkpoint)
+    return read_source(run / 'config.yaml').data if run and (run / 'config.yaml').is_file() else {}
+
+
+def _tokenizer_of(checkpoint: Path, settings: Mapping[str, Any]) -> str | None:
+    """Its run's, which stays; the checkpoint's own; or what the run's settings name."""
+    run = run_folder_of(checkpoint)
+    for folder in (*([run / RUN_TOKENIZER] if run else []), checkpoint):
+        if (folder / TOKENIZER_FILE).is_file():
+            return str(folder) if checkpoint.is_absolute() else os.path.relpath(folder)
+    return settings.get('tokenizer')
+
+
+def _rates(settings: Mapping[str, Any]) -> list[float]:
+    """The peak of each stage of a run, as far as they are numbers."""
+    stages: list[Any] = settings.get('stages') or []
+    return [rate for stage in stages if isinstance(rate := stage['schedule']['lr'], float)]
 
 
 def _name_of(shape: ModelShape) -> str:

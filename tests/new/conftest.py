@@ -1,6 +1,8 @@
 """Small datasets as `rewarm convert` makes them, and a run folder with a checkpoint as far as a new run looks at it."""
 
 import json
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,13 @@ def run_folder(here) -> str:
     (here / 'run.yaml').write_text(RUN_FILE.format(folder='runs/tiny', data='data'))
     checkpoint = here / 'runs/tiny/checkpoints/ba00000012'
     checkpoint.mkdir(parents=True)
-    (checkpoint / 'manifest.json').touch()
+    config = load('run.yaml', world_size=1)
+    model = {**asdict(config.model.shape), 'gelu': 'tanh'}
+    files = {'model.safetensors': b'', 'state.json': json.dumps({'format': 1, 'batch': 12, 'model': model}).encode()}
+    entries = {name: {'bytes': len(data), 'sha256': sha256(data).hexdigest()} for name, data in files.items()}
+    files['manifest.json'] = json.dumps({'format': 1, 'files': entries}).encode()
+    for name, data in files.items():
+        (checkpoint / name).write_bytes(data)
     (here / 'runs/tiny/checkpoints/latest').write_text('ba00000012\n')
-    (here / 'runs/tiny/config.yaml').write_text(dump(load('run.yaml', world_size=1)))
+    (here / 'runs/tiny/config.yaml').write_text(dump(config))
     return 'runs/tiny'

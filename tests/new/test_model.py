@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -58,7 +59,8 @@ def test_a_folder_of_a_known_size_has_its_name_and_another_its_sizes(here):
 
 
 def test_a_checkpoint_brings_its_run_s_model_tokenizer_precision_and_rate(run_folder, here):
-    for place in (f'checkpoint:{run_folder}', f'checkpoint:{run_folder}/checkpoints/ba00000012'):
+    checkpoints = f'checkpoint:{run_folder}/checkpoints'
+    for place in (f'checkpoint:{run_folder}', checkpoints, f'{checkpoints}/latest', f'{checkpoints}/ba00000012'):
         model = find_model(place)
         assert model.init_from == 'checkpoint:runs/tiny/checkpoints/ba00000012'
         assert (model.tokenizer, model.precision, model.peak_rate) == ('data/tokenizer.json', 'fp32', 1e-2)
@@ -75,7 +77,8 @@ def test_a_checkpoint_brings_its_run_s_model_tokenizer_precision_and_rate(run_fo
         ('pythia-410', 'Did you mean `pythia-410m`'),
         ('gpt2', r'no such model.* a Hugging Face folder or id'),
         ('EleutherAI/pythia-2.8b', 'hf download EleutherAI/pythia-2.8b'),
-        ('checkpoint:runs/nowhere', 'no checkpoint and no run folder'),
+        ('checkpoint:runs/nowhere', 'no such checkpoint'),
+        ('checkpoint:s3://b/runs/x', r's3://b/runs/x: what model that is can only be looked up'),
         ('a b', 'no such model'),
         ('../../etc', 'no such model'),
         ('', 'no such model'),
@@ -86,10 +89,15 @@ def test_what_is_no_model_is_said_with_what_to_write(here, text, words):
         find_model(text)
 
 
-def test_a_checkpoint_without_its_run_and_another_kind_of_model_are_refused(run_folder, here):
-    (here / run_folder / 'config.yaml').unlink()
-    with pytest.raises(UserError, match=r'config.yaml is not there'):
-        find_model(f'checkpoint:{run_folder}')
+def test_a_checkpoint_far_from_its_run_says_itself_what_it_is(run_folder, here):
+    shutil.copytree(here / run_folder / 'checkpoints/ba00000012', here / 'copied')
+    model = find_model('checkpoint:copied')
+    assert (model.init_from, model.shape.vocab_size, model.tokenizer) == ('checkpoint:copied', 512, None)
+    shutil.copy(here / 'data/tokenizer.json', here / 'copied/tokenizer.json')
+    assert find_model('checkpoint:copied').tokenizer == 'copied'
+
+
+def test_another_kind_of_model_is_refused(here):
     write_config(here / 'llama')
     (here / 'llama/config.json').write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match='only gpt_neox'):

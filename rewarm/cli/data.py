@@ -2,12 +2,13 @@
 
 import functools
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from rewarm import terminal
-from rewarm.cli.arguments import AsJson
+from rewarm.cli.arguments import AsJson, local_path
 from rewarm.cli.output import print_json
 from rewarm.config.errors import UserError
 
@@ -51,7 +52,10 @@ def convert(
     max_rejects: Annotated[
         float, typer.Option(help='Share of unreadable records above which nothing is published.')
     ] = 0.001,
-    staging: Annotated[str | None, typer.Option(help='Folder for unfinished work. Default: OUT.staging.')] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option(metavar='DIR', help='Folder for unfinished work. Default: OUT.staging.', parser=local_path),
+    ] = None,
     progress: Annotated[bool, typer.Option(help='Show a bar on stderr.')] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +80,7 @@ def convert(
         compression=compression,
         shard_bytes=shard_bytes,
         max_rejects=max_rejects,
-        staging=staging,
+        staging=None if staging is None else str(staging),
         progress=progress,
         **options,
     )

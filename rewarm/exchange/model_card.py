@@ -34,7 +34,7 @@ MOST_ROWS = 200
 
 TAGS = ('gpt_neox', 'continual-pretraining', 'rewarm')
 
-_MARKUP = str.maketrans({mark: f'\\{mark}' for mark in string.punctuation if mark not in ',.:;/\'"=@%'})
+_MARKUP = str.maketrans({mark: f'\\{mark}' for mark in string.punctuation if mark not in ',.:;/\'"=@%-'})
 
 
 def write_card(source: Source, settings: RunConfig | None, shape: ModelShape, dtype: str) -> str:

@@ -28,6 +28,7 @@ COMMANDS = [
     (['demo', '--figure', URL], 2),
     (['convert', 'nothing.txt', 'out', '--seq-len', '8', '--tokenizer', URL], 2),
     (['export', 'runs/x', 'out', '--tokenizer', URL], 2),
+    (['convert', 'a.txt', 'out', '--seq-len', '8', '--tokenizer', 't.json', '--staging', URL], 2),
 ]
 
 

@@ -68,7 +68,9 @@ def test_keys_of_the_run_file_exist(path):
     named = re.findall(r'`((?:\w+(?:\[\])?)(?:\.\w+(?:\[\])?)+)`', text)
     ours = {key for key in named if key.partition('.')[0].partition('[')[0] in sections}
     assert {
-        key for key in ours if key.removesuffix('[]') not in keys and not key.endswith(('.py', '.jsonl', '.json'))
+        key
+        for key in ours
+        if key.removesuffix('[]') not in keys and not key.endswith(('.py', '.jsonl', '.json', '.safetensors'))
     } == set()
 
 

@@ -223,7 +223,8 @@ def _hours_and_cost(plan: Plan, gpus: int | None) -> dict[str, str]:
         part = (
             f', {_percent(plan.evaluations.share_of_work)} of them for evaluations' if plan.evaluations.tokens else ''
         )
-        hours = f'{cost.hours:,.1f} on {on}{part}'
+        left_out = ', without the evaluations whose sizes are not known' if plan.evaluations.unknown else ''
+        hours = f'{cost.hours:,.1f} on {on}{part}{left_out}'
     elif '--tokens-per-second' in cost.needs:
         hours = f'not estimated without {speed}'
     else:

@@ -133,7 +133,7 @@ def test_it_says_what_it_needs_for_hours_and_cost(told):
     assert 'RUN_FOLDER and --price (of a GPU for an hour)' in flowing
     known = Conditions(tokens_per_second=10)
     flowing = ' '.join(' '.join(told(conditions=known)).split())
-    assert '0.3 on 1 GPU, as no --gpus is given' in flowing
+    assert '0.3 on 1 GPU, as no --gpus is given, without the evaluations whose sizes are not known' in flowing
     assert 'cost not estimated without --price (of a GPU for an hour)' in flowing
     hopeless = Conditions(tokens_per_second=10, preemptions_per_day=10_000)
     flowing = ' '.join(' '.join(told(conditions=hopeless, price=1.0)).split())

@@ -4,10 +4,13 @@ Position is the only state besides tensors: the number of batches behind the run
 data and the seeds. So every start does the same: find the newest whole checkpoint, see which stages remain, go on.
 """
 
+import functools
 import gc
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from composer import Evaluator, Time, TimeUnit, Trainer
@@ -16,8 +19,11 @@ from composer.utils import dist, get_device
 
 from rewarm import signals, terminal
 from rewarm.build import build_model
+from rewarm.config.past import Past, begins_alike, weights_hash
 from rewarm.config.plan import Plan, StagePlan, make_plan
+from rewarm.config.refusals import WEIGHTS, refuse_changes
 from rewarm.config.schema import RunConfig
+from rewarm.config.settled import Settled, settle
 from rewarm.data.shared_memory import release, sweep_shared_memory
 from rewarm.data.stream import build_eval_loader, build_train_loader
 from rewarm.formats.checkpoint import RewarmState, batch_of
@@ -35,6 +41,7 @@ from rewarm.report.metrics import (
     cut_back,
     lacks_evaluation,
     recent_losses,
+    reopen_stage,
     sync_records,
 )
 from rewarm.report.records import Events
@@ -47,7 +54,7 @@ from rewarm.resume.preemption import EXIT_PREEMPTED, StopRequest
 from rewarm.resume.saving import BackgroundSaver
 from rewarm.resume.spike_guard import RollBack, SpikeGuard, SpikeStop
 from rewarm.resume.spikes import WINDOW, SpikePolicy
-from rewarm.resume.state import Restore, RunState, describe_run, previous_lr, refuse_changes, timestamp_at
+from rewarm.resume.state import EVAL_DATA, Restore, RunState, describe_run, timestamp_at
 from rewarm.resume.store import FINAL_UPLOAD_SECONDS, RunStore, working_folder
 from rewarm.resume.verdict import STARTING_PATIENCE
 from rewarm.resume.watchdog import Watchdog
@@ -69,6 +76,7 @@ class Start:
     watchdog: Watchdog
     first_batch: FirstBatch
     loggers: RunLoggers
+    command: Sequence[str]
 
 
 @dataclass
@@ -80,13 +88,16 @@ class Training:
     optimizer: torch.optim.Optimizer
     saver: BackgroundSaver
     origin: Origin
+    entered: Callable[[], None]
+    """To be called when a stage has what it needs: from then on the run file is that of the run."""
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, command: Sequence[str] = ('rewarm', 'train', 'RUN.yaml')) -> int:
     """Trains what remains of a run.
 
     Args:
         config (RunConfig): The run file.
+        command (Sequence[str]): What was typed to start it, for messages that say what to type instead.
 
     Returns:
         int: Exit code, the same on every rank: 0 finished (also if it already was), 75 start it again: the run was told
@@ -125,7 +136,7 @@ def run(config: RunConfig) -> int:
         if dist.get_local_rank() == 0:
             sweep_shared_memory()
         dist.barrier()
-        this = Start(config, device, store, events, stop, watchdog, FirstBatch(events, announce), loggers)
+        this = Start(config, device, store, events, stop, watchdog, FirstBatch(events, announce), loggers, command)
         while True:
             try:
                 code = _go_on(this)
@@ -148,13 +159,13 @@ def run(config: RunConfig) -> int:
 
 def _go_on(this: Start) -> int:
     """Goes on from the newest checkpoint, stage by stage, to the end or until the run is told to go."""
-    config, store, events = this.config, this.store, this.events
+    store, events = this.store, this.events
     saved, where = on_rank_zero(store.newest) or (None, '')
-    origin = find_origin(config, saved)
-    lr_before = previous_lr(saved) if saved is not None else origin.lr
-    plan = make_plan(config, previous_lr=lr_before, gpus=dist.get_world_size())
-    on_rank_zero(lambda: refuse_changes(saved, config, plan))
-    tokenizer = on_rank_zero(lambda: keep_run_tokenizer(config, store.folder, saved))
+    past = on_rank_zero(lambda: saved and Past.of(saved.path, saved.saved))
+    origin = find_origin(this.config, saved)
+    plan = make_plan(this.config, previous_lr=past.previous_lr if past else origin.lr, gpus=dist.get_world_size())
+    on_rank_zero(lambda: refuse_changes(past, this.config, plan, this.command))
+    tokenizer = on_rank_zero(lambda: keep_run_tokenizer(this.config, store.folder, saved))
     warn_of_other_tokenizer(origin, tokenizer)
     for warning in plan.warnings:
         warn(warning)
@@ -162,13 +173,18 @@ def _go_on(this: Start) -> int:
         announce('The bucket lacks the newest checkpoint, so the other nodes do too. Start the same command again.')
         return EXIT_PREEMPTED
     on_each_node(lambda: store.bring(saved))
-    state = _run_state(saved, origin)
+    state = _run_state(this.config, saved, origin)
     damaged: list[Damage] = []
-    lost = on_rank_zero(lambda: cut_back(store.folder, state.batch, tell=damaged.append))
-    on_rank_zero(lambda: write_start_files(store.folder, config, plan, this.device))
+    kept = state.batch if past or on_rank_zero(lambda: begins_alike(store.folder, this.config)) else -1
+    lost = on_rank_zero(lambda: cut_back(store.folder, kept, tell=damaged.append))
     stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
-    if not stages and on_rank_zero(lambda: lacks_evaluation(store.folder, config, plan.stages[-1], state.batch)):
-        stages = [plan.stages[-1]]  # told to go in its last batch: nothing is evaluated in a grace period
+    if on_rank_zero(lambda: _lacks_only_evaluation(this, plan, stages, state.batch)):
+        stages = [plan.stages[-1]]
+    settled = on_rank_zero(lambda: settle(past, this.config, plan, idle=not stages))
+    config = this.config = settled.config
+    put_down = functools.cache(lambda: _put_down(this, plan, settled))
+    if past is None:
+        put_down()
     stage_now = stages[0].name if stages else plan.stages[-1].name
     events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
     seconds = round(seconds_since_process_start(), 3)
@@ -182,6 +198,7 @@ def _go_on(this: Start) -> int:
         events.record('records_damaged', path=damage.file, lines=damage.lines, reason=str(damage.first))
         announce(str(damage))
     if not stages:
+        put_down()
         announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
         return _finish(this)
 
@@ -198,7 +215,7 @@ def _go_on(this: Start) -> int:
         other_failure=store.failure,
         tokenizer=tokenizer,
     )
-    training = Training(plan, model, optimizer, saver, origin)
+    training = Training(plan, model, optimizer, saver, origin, put_down)
     with closing(saver):
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
@@ -211,6 +228,22 @@ def _go_on(this: Start) -> int:
     events.record('finished')
     announce(f'{config.run_name} is finished: {plan.batches:,} batches, {plan.tokens:,} tokens.')
     return _finish(this)
+
+
+def _lacks_only_evaluation(this: Start, plan: Plan, left: list[StagePlan], batch: int) -> bool:
+    """Whether all is trained and a set is new, or the run was told to go in its last batch; mends the records of a stage that goes on."""
+    if left:
+        reopen_stage(this.store.folder, left[0], batch)
+        return False
+    return lacks_evaluation(this.store.folder, this.config, plan.stages[-1], batch)
+
+
+def _put_down(this: Start, plan: Plan, settled: Settled) -> None:
+    """Writes the settings into the run folder, and what has changed in them into its events."""
+    on_rank_zero(lambda: write_start_files(this.store.folder, settled.config, plan, this.device))
+    if settled.changes or settled.without_effect:
+        this.events.record('settings_changed', changes=settled.changes, without_effect=settled.without_effect)
+        announce(str(settled))
 
 
 def _finish(this: Start) -> int:
@@ -238,12 +271,13 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     )
     evals = {each.name: build_eval_loader(each, config=config) for each in config.eval.sets}
     datasets = [train.dataset, *(each.dataset for each in evals.values())]
-    state.enter(stage, train.fingerprint)
+    state.enter(stage, train.fingerprint, {name: each.fingerprint for name, each in evals.items()})
+    training.entered()
 
     clip = ClipGradients(model.pythia, config.max_grad_norm)
     rewarm = Rewarm(
         stage,
-        hyperparameters=Hyperparameters(config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay),
+        hyperparameters=Hyperparameters.of(config),
         record=events.record_once,
     )
     guard = _spike_guard(this, plan, stage, clip)
@@ -319,9 +353,8 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     except (RollBack, SpikeStop) as error:  # on every rank, so all of them clear up together
         training.saver.finish()
         stopped = error
-    after = RunState(
-        batch=int(trainer.state.timestamp.batch), algorithms={'Rewarm': rewarm.state_dict()}, stages=state.stages
-    )
+    now = {'batch': int(trainer.state.timestamp.batch), 'algorithms': {'Rewarm': rewarm.state_dict()}}
+    after = replace(state, checkpoint=None, **now)
     trainer.close()
     release(datasets)
     if stopped is not None:
@@ -347,16 +380,19 @@ def _spike_guard(this: Start, plan: Plan, stage: StagePlan, clip: ClipGradients)
     )
 
 
-def _run_state(saved: Checkpoint | None, origin: Origin) -> RunState:
+def _run_state(config: RunConfig, saved: Checkpoint | None, origin: Origin) -> RunState:
     """Where the run is: at its newest checkpoint, or at its beginning with the weights of ``init_from``."""
     if saved is not None:
-        return RunState(saved.batch, saved.state['algorithms'], saved, saved.state['stages'])
+        kept: dict[str, Any] = saved.state['settings']
+        weights, eval_data = kept.get(WEIGHTS), kept.get(EVAL_DATA, {})
+        return RunState(saved.batch, saved.state['algorithms'], saved, saved.state['stages'], weights, eval_data)
     if origin.checkpoint is not None:
         # Of the other run only the tensors and the last rate come along; its stage is not ours.
         remembered = (origin.checkpoint.saved.algorithms or {}).get('Rewarm', RewarmState())
         carried = {**remembered.model_dump(), 'stage': None}
-        return RunState(0, {'Rewarm': carried}, origin.checkpoint)
-    return RunState()
+        weights = origin.checkpoint.manifest.files[origin.checkpoint.model_file.name].sha256
+        return RunState(0, {'Rewarm': carried}, origin.checkpoint, weights=weights)
+    return RunState(weights=on_rank_zero(lambda: weights_hash(config.model.init_from)))
 
 
 def _what_is_saved(store: RunStore, batch: int) -> str:

@@ -46,7 +46,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
 
     gc.enable()
     try:
-        code = run_training(config)
+        code = run_training(config, [*_launcher(), 'train', str(run), *(overrides or [])])
     except UserError as error:
         code = tell(error)
     except OSError as error:
@@ -54,6 +54,12 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
             raise
         code = tell(words)
     _leave(code)
+
+
+def _launcher() -> list[str]:
+    """What starts this program here, as far as it can be told."""
+    ranks = os.environ.get('LOCAL_WORLD_SIZE', '1')
+    return ['rewarm'] if ranks == '1' else ['composer', '-n', ranks, '-m', 'rewarm']
 
 
 def _start_again() -> NoReturn:

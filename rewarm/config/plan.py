@@ -13,6 +13,7 @@ from rewarm.config.eval_sets import tell_config
 from rewarm.config.evaluations import Evaluations, plan_evaluations
 from rewarm.config.goodput import Conditions, Losses, find_losses
 from rewarm.config.memory import Memory, estimate_memory
+from rewarm.config.paths import is_url
 from rewarm.config.saving import find_saving_warnings
 from rewarm.config.schema import RunConfig
 from rewarm.config.shapes import count_parameters, flops_per_token
@@ -196,11 +197,18 @@ def make_plan(
         raise ConfigError(text for _, text in problems)
     stages = tuple(stage for stage in plan_stages(config, previous_lr)[0] if stage is not None)
     if len(stages) < len(config.stages):
-        raise ConfigError(
-            [
-                f'{config.model.init_from}: not on this machine, so its rate (`current`) is not known. Write the rate as a number'
-            ]
+        source = config.model.init_from.removeprefix('checkpoint:')
+        text = (
+            f'`model.init_from`: the checkpoint {source} is not on this machine, and the run has none of its own yet in '
+            f'{config.run_folder}. The rate that it begins at (`current`) and its weights come from there. Bring it back, or name '
+            'the place where it is now'
         )
+        if is_url(source):
+            text = (
+                f'`model.init_from`: the rate that the run begins at (`current`) is in {source}, and a plan reads no bucket. To plan, '
+                'bring the checkpoint into a folder and name that, or write the rate as a number'
+            )
+        raise ConfigError([text])
     tokens_per_batch = config.global_train_batch_size * config.max_seq_len
     shape, interval = config.model.shape, config.checkpoints.interval
     checkpoint_bytes = BYTES_PER_PARAMETER * count_parameters(shape)

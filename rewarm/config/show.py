@@ -14,12 +14,15 @@ from rewarm.config.goodput import Conditions
 from rewarm.config.load import load
 from rewarm.config.loggers import refuse_odd_clients
 from rewarm.config.oddities import find_missing
+from rewarm.config.past import Past, find_past
+from rewarm.config.paths import is_url
 from rewarm.config.plan import Plan, make_plan, parse_marks
 from rewarm.config.plan_tables import render
 from rewarm.config.saving import find_disk_warning
 from rewarm.config.schema import RunConfig
 from rewarm.config.sketch import sketch
 from rewarm.console import open_console
+from rewarm.terminal import printable
 
 __all__ = ['plan_command', 'schema_text', 'sketch']
 
@@ -52,14 +55,36 @@ def plan_command(
     _check_options(known, gpus, price)
     config = load(run_yaml, overrides, world_size=gpus)
     refuse_odd_clients(config.loggers)
-    plan = _look_around(config, make_plan(config, gpus=gpus, price=price, conditions=known))
+    past = find_past(config.run_folder)
+    plan = make_plan(config, previous_lr=past and past.previous_lr, gpus=gpus, price=price, conditions=known)
+    if past is not None:
+        from rewarm.config.refusals import refuse_changes  # most plans are of runs that have not begun
+
+        refuse_changes(past, config, plan, ['rewarm', 'train', str(run_yaml), *overrides])
+    plan = _look_around(config, plan)
     marks = parse_marks(lr_at, plan) if lr_at else None
     if as_json:
-        print(json.dumps(plan.to_json(marks), indent=2))
+        begun = past and {'checkpoint': str(past.path), 'batch': past.batch, 'tokens': past.saved.tokens}
+        print(json.dumps({**plan.to_json(marks), 'begun': begun}, indent=2))
         return
+    from rich.text import Text
+
     console = open_console()
     for part in render(plan, marks, gpus=gpus, known=known, width=console.width):
         console.print(part)
+    for line in _where_it_is(config, past):
+        console.print(Text(printable(line), style='dim'))
+
+
+def _where_it_is(config: RunConfig, past: Past | None) -> list[str]:
+    """What the run folder holds already."""
+    if past is not None:
+        return [f'the run has begun: {past.path.name} is its newest checkpoint, {past.where}; `train` goes on there']
+    if is_url(config.run_folder):
+        return [
+            f'the run folder is in a bucket: `rewarm status {config.run_folder}` says whether the run has begun there'
+        ]
+    return []
 
 
 def _look_around(config: RunConfig, plan: Plan) -> Plan:

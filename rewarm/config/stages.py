@@ -159,15 +159,30 @@ def plan_stages(config: RunConfig, previous_lr: float | None) -> tuple[list[Stag
 def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
     """Finds the rate before the first stage: the one that the checkpoint of ``init_from`` was saved at.
 
+    A run that has begun remembers it in its own checkpoints, whatever became of that one.
+
     Args:
         config (RunConfig): The settings.
 
     Returns:
-        tuple[float | None, str | None]: The rate, or why there is certainly none. Neither, when the checkpoint is not on this machine.
+        tuple[float | None, str | None]: The rate, or why there is none. Neither, when no stage asks for it, or when it may be in
+        a bucket.
     """
+    if _current_key(config.stages[0].schedule) is None:
+        return None, None
+    from rewarm.config.past import find_past  # most runs begin from no checkpoint
+
+    past = find_past(config.run_folder)
+    if past is not None and past.previous_lr is not None:
+        return past.previous_lr, None
     kind, _, folder = config.model.init_from.partition(':')
     if kind != 'checkpoint':
         return None, _NO_PREVIOUS
+    lr, problem = _read_rate(folder)
+    return lr, None if is_url(config.run_folder) else problem  # the run may have begun there
+
+
+def _read_rate(folder: str) -> tuple[float | None, str | None]:
     from rewarm.formats.checkpoint import STATE_FILE, read_state  # most runs begin from no checkpoint
     from rewarm.formats.checkpoint_place import find_checkpoint
 
@@ -177,7 +192,7 @@ def read_previous_lr(config: RunConfig) -> tuple[float | None, str | None]:
         state = find_checkpoint(folder) / STATE_FILE
         lr = read_state(state.parent)[0].lr
     except (FileNotFoundError, UserError) as error:
-        return None, f'is `current`, and the checkpoint holds none ({error}). Write the rate as a number'
+        return None, f'is `current`, and the checkpoint holds no rate ({error}). Bring it back whole'
     if lr is None:
         return None, f'is `current`, but {state} holds no rate `lr`. Write the rate as a number'
     return lr, None

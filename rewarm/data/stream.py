@@ -75,12 +75,14 @@ class EvalData:
         samples (int): Samples that are read, without those that fill up the last batch.
         card (DatasetCard | None): The card, which knows the bytes of the text; None for a part of a set too, whose bytes
             nobody has counted.
+        fingerprint (dict[str, Any]): JSON types; equal at a later start if and only if the set's samples are the same.
     """
 
     spec: DataSpec
     dataset: MixedDataset
     samples: int
     card: DatasetCard | None
+    fingerprint: dict[str, Any]
 
 
 def build_train_loader(stage: StageConfig, *, config: RunConfig, start_sample: int, total_samples: int) -> TrainData:
@@ -148,6 +150,7 @@ def build_eval_loader(eval_set: EvalSetConfig, *, config: RunConfig) -> EvalData
         dataset=dataset,
         samples=samples,
         card=source.card if samples == whole else None,
+        fingerprint=fingerprint([stream], {source.name: source.shard_hashes}, 0, 0),  # in order: no seed, no blocks
     )
 
 

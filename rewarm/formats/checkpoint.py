@@ -76,7 +76,7 @@ BROKEN_SUFFIX = '.broken'
 LARGEST_BYTES = 64 << 20
 """Of ``manifest.json`` and ``state.json``, which have some kilobytes."""
 
-_NOT_NEEDED = ('format', 'tensors', 'tokenizer_hash', 'model', 'base')
+_NOT_NEEDED = ('format', 'run_file', 'tensors', 'tokenizer_hash', 'model', 'base')
 """Keys of a state without which a run can go on from it."""
 
 Count = Annotated[int, Field(ge=0)]
@@ -163,6 +163,8 @@ class SavedState(Record):
     optimizer: dict[str, Any] | None = None
     stages: list[BegunStage] | None = None
     algorithms: dict[str, RewarmState] | None = None
+    run_file: dict[str, Any] | None = None
+    """The settings behind it, as ``config.yaml`` has them; checkpoints of earlier versions have none."""
     tensors: dict[str, str] | None = None
     """SHA-256 of each file of tensors that belongs to it; checkpoints of earlier versions have none."""
     tokenizer_hash: str | None = None

@@ -21,7 +21,15 @@ from rewarm.formats.card import DatasetCard
 from rewarm.formats.records import BATCHES, EVALUATIONS, EVENTS, Damage, Evaluation
 from rewarm.report.records import JsonLines
 
-__all__ = ['EvalRecords', 'TrainRecords', 'cut_back', 'lacks_evaluation', 'recent_losses', 'sync_records']
+__all__ = [
+    'EvalRecords',
+    'TrainRecords',
+    'cut_back',
+    'lacks_evaluation',
+    'recent_losses',
+    'reopen_stage',
+    'sync_records',
+]
 
 
 class Order(Protocol):
@@ -60,6 +68,13 @@ def cut_back(run_folder: Path, batch: int, *, tell: Callable[[Damage], object] =
         if damage.lines:
             tell(damage)
     return lost
+
+
+def reopen_stage(run_folder: Path, stage: StagePlan, batch: int) -> None:
+    """What was evaluated at ``batch`` as the end of a stage that goes on there is within it."""
+    lines = JsonLines(run_folder / 'evals.jsonl', EVALUATIONS)
+    if stage.start_batch < batch < stage.end_batch:
+        lines.amend(lambda line: (line.stage, line.batch, line.when) == (stage.name, batch, 'end'), when='interval')
 
 
 def sync_records(run_folder: Path) -> None:

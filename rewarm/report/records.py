@@ -82,6 +82,20 @@ class JsonLines(Generic[Record]):
         write_whole(self.path, b''.join(kept))
         return removed
 
+    def amend(self, applies: Callable[[Record], bool], **values: Any) -> None:
+        """Gives some lines other values, atomically; all others stay as they are, byte for byte.
+
+        Args:
+            applies (Callable): Whether a line is one of them.
+            values (Any): What it says from now on, by key.
+        """
+        if not any(map(applies, self.read())):
+            return
+        with open_records(self.path) as file:
+            lines = list(parse_lines(self.kind, file, Damage(str(self.path))))
+        texts = [_line({**json.loads(text), **values}).encode() if applies(line) else text for text, line in lines]
+        write_whole(self.path, b''.join(texts))
+
     def sync(self) -> None:
         """Forces what was appended to the disk."""
         if self.path.exists():

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from rewarm.config.changes import describe_data_change
+from rewarm.config.changes import describe_data_change, identity
 from rewarm.config.errors import DamagedFile, UserError
-from rewarm.config.plan import Plan, StagePlan, check_stage_change, identity
+from rewarm.config.fates import as_written, fixed_settings, stage_settings
+from rewarm.config.plan import Plan, StagePlan
+from rewarm.config.refusals import WEIGHTS
 from rewarm.config.schema import RunConfig
-from rewarm.formats.checkpoint import MANIFEST_FILE, STATE_FILE
+from rewarm.formats.checkpoint import MANIFEST_FILE
 from rewarm.resume.checkpoint import Checkpoint
 from rewarm.resume.verification import MOMENTS
 
@@ -35,11 +37,13 @@ __all__ = [
     'load_model',
     'load_optimizer',
     'optimizer_tensors',
-    'previous_lr',
-    'refuse_changes',
     'state_without_training',
     'timestamp_at',
 ]
+
+
+EVAL_DATA = 'eval_data'
+"""Among a checkpoint's settings: the fingerprints of evaluation sets."""
 
 
 @dataclass
@@ -51,19 +55,30 @@ class RunState:
         algorithms (dict): State of each algorithm by class name; JSON types.
         checkpoint (Checkpoint | None): Tensors still to be loaded; ``None`` when they are in memory already.
         stages (list[dict]): Identity of each stage begun so far, in order.
+        weights (str | None): Hash of the weights that the run began with, where they are files.
+        eval_data (dict[str, dict]): Fingerprint of each evaluation set so far, by name.
     """
 
     batch: int = 0
     algorithms: dict[str, dict[str, Any]] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
+    weights: str | None = None
+    eval_data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def enter(self, stage: StagePlan, fingerprint: dict[str, Any]) -> None:
-        """Notes that ``stage`` is trained from here; a stage that had begun must find the data it had.
+    def enter(self, stage: StagePlan, fingerprint: dict[str, Any], eval_data: dict[str, dict[str, Any]]) -> None:
+        """Notes that ``stage`` is trained from here; a stage that had begun must find the data it had, and so must each set.
 
         Raises:
-            UserError: If the stage's mix would now give other samples or another order.
+            UserError: If the stage's mix would now give other samples or another order, or a set's name stands for other data.
         """
+        for name, now in eval_data.items():
+            if changed := describe_data_change(self.eval_data.get(name, now), now):
+                raise UserError(
+                    f'eval set `{name}` was evaluated on other data before: {"; ".join(changed)}. Its numbers could not be '
+                    'compared: give the new data a name of its own, or bring the old data back'
+                )
+        self.eval_data = {**self.eval_data, **eval_data}
         if len(self.stages) <= stage.index:
             lr_before = self.algorithms.get('Rewarm', {}).get('lr')
             self.stages = [*self.stages, {'start_batch': self.batch, 'lr_before': lr_before, 'mix': fingerprint}]
@@ -86,10 +101,11 @@ def describe_run(config: RunConfig, plan: Plan, run_state: RunState, state: Stat
         'run_name': config.run_name,
         'tokens': int(state.timestamp.token),
         'lr': state.optimizers[0].param_groups[0]['lr'],
-        'settings': _settings(config),
-        'optimizer': _optimizer_settings(config),
+        'settings': {**fixed_settings(config), WEIGHTS: run_state.weights, EVAL_DATA: run_state.eval_data},
+        'optimizer': stage_settings(config),
         'stages': begun,
         'algorithms': {'Rewarm': rewarm.state_dict()},
+        'run_file': as_written(config),
     }
 
 
@@ -97,69 +113,6 @@ def state_without_training(source: str) -> dict[str, Any]:
     """``state.json`` of weights that come from elsewhere: no stage, no rate, no optimizer."""
     nothing = {'stage': None, 'start_batch': 0, 'start_tokens': 0, 'lr': None, 'lr_before': None, 'optimizer': None}
     return {'run_name': source, 'tokens': 0, 'lr': None, 'stages': [], 'algorithms': {'Rewarm': nothing}}
-
-
-def previous_lr(saved: Checkpoint | None) -> float | None:
-    """The rate before the run's first stage, for ``current`` there; ``None`` before the first checkpoint."""
-    return None if saved is None or not saved.saved.stages else saved.saved.stages[0].lr_before
-
-
-def refuse_changes(saved: Checkpoint | None, config: RunConfig, plan: Plan) -> None:
-    """Compares the run file with what the checkpoint was trained with.
-
-    What may change: later stages, evaluation, checkpoints, loggers, workers, microbatch; the current stage's budget as
-    far as its past stays the same; the optimizer's settings where a stage begins.
-
-    Raises:
-        UserError: With every difference that is not allowed.
-    """
-    if saved is None:
-        return
-    found = _differences(saved.state['settings'], _settings(config))
-    begun = saved.state['stages']
-    if len(plan.stages) < len(begun):
-        found.append(f'{len(begun)} stages have begun and the run file has {len(plan.stages)}')
-    for record, stage in zip(begun, plan.stages, strict=False):
-        old = record['identity']
-        inside = saved.batch - record['start_batch']
-        try:
-            found += check_stage_change(old, stage, batch_in_stage=inside, ended=inside >= old['batches'])
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a curve that no version has written
-            place = f'stages.{stage.index}.identity'
-            raise DamagedFile(saved.path / STATE_FILE, place=place, what=f'no stage ({error!r:.100})') from None
-    begins = any(stage.start_batch == saved.batch for stage in plan.stages)
-    if not begins:
-        found += _differences(saved.state['optimizer'], _optimizer_settings(config))
-    if found:
-        raise UserError(
-            f'the run file does not go with {saved.path}:\n'
-            + '\n'.join(f'  {text}' for text in found)
-            + '\nPut the old values back, or start another run: another `run_folder`, and from here on '
-            f'`model.init_from: checkpoint:{saved.path}`'
-        )
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """What may never change within a run."""
-    return {
-        'seed': config.seed,
-        'max_seq_len': config.max_seq_len,
-        'global_train_batch_size': config.global_train_batch_size,
-        'data.shuffle_block_size': config.data.shuffle_block_size,
-        'precision': config.precision,
-        'model.gelu': config.model.gelu,
-        **{f'model.{key}': value for key, value in asdict(config.model.shape).items()},
-    }
-
-
-def _optimizer_settings(config: RunConfig) -> dict[str, Any]:
-    """What may change where a stage begins."""
-    optimizer = config.optimizer.model_dump(mode='json')
-    return {'max_grad_norm': config.max_grad_norm, **{f'optimizer.{key}': value for key, value in optimizer.items()}}
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [f'`{key}` was {old.get(key)}, now {value}' for key, value in new.items() if old.get(key) != value]
 
 
 def timestamp_at(batch: int, stage: StagePlan, plan: Plan) -> Timestamp:

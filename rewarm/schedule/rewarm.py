@@ -4,7 +4,7 @@ No scheduler object exists, so there is no scheduler state for a checkpoint to f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,17 +13,28 @@ from torch.optim import Optimizer
 
 from rewarm.config.errors import UserError
 from rewarm.config.plan import StagePlan
+from rewarm.config.schema import RunConfig
 
 __all__ = ['Hyperparameters', 'Rewarm', 'apply_optimizer_policy']
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """AdamW's settings as the run file has them; ``weight_decay`` is per step and times the rate, as in torch."""
+    """AdamW's settings as the run file has them; ``weight_decay`` is per step and times the rate, as in torch.
+
+    ``max_grad_norm`` is only recorded; None where somebody else clips.
+    """
 
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+    max_grad_norm: float | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> 'Hyperparameters':
+        """Those of a run file."""
+        adamw = config.optimizer
+        return cls(adamw.betas, adamw.eps, adamw.weight_decay, config.max_grad_norm)
 
 
 class Rewarm(Algorithm):
@@ -114,7 +125,9 @@ class Rewarm(Algorithm):
         apply_optimizer_policy(optimizer, policy)
         now = {'lr': self.stage.lr(0), **_as_json(self.hyperparameters)}
         old = {'lr': self.lr_before, **(self.remembered or {})}
-        changes = {key: [old.get(key), value] for key, value in now.items() if old.get(key) != value}
+        # What an older version's checkpoint does not tell is no change.
+        told = {key: value for key, value in now.items() if key in old or self.remembered is None}
+        changes = {key: [old.get(key), value] for key, value in told.items() if old.get(key) != value}
         self.record(
             'stage_start',
             stage=self.name,
@@ -154,8 +167,5 @@ def apply_optimizer_policy(optimizer: Optimizer, policy: str) -> None:
 
 
 def _as_json(hyperparameters: Hyperparameters) -> dict[str, Any]:
-    return {
-        'betas': list(hyperparameters.betas),
-        'eps': hyperparameters.eps,
-        'weight_decay': hyperparameters.weight_decay,
-    }
+    found = {**asdict(hyperparameters), 'betas': list(hyperparameters.betas)}
+    return {key: value for key, value in found.items() if value is not None}

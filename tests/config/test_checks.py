@@ -276,7 +276,7 @@ def test_the_rate_of_a_checkpoint(write_run, problems_of):
     assert make_plan(load(path), previous_lr=2e-4).lr_at(0) == 2e-4
     Path('other/ba1').mkdir(parents=True)
     (problem,) = problems_of(*new)
-    assert 'the checkpoint holds none' in problem
+    assert 'the checkpoint holds no rate' in problem
     Path('other/ba1/state.json').write_text(json.dumps({'batch': 1, 'lr': 1.5e-4}))
     assert make_plan(load(path)).lr_at(0) == 1.5e-4
 

@@ -55,7 +55,7 @@ class ModelConfig(Section):
     ]
     """A Pythia size, or `custom` with the sizes below."""
     init_from: InitFrom
-    """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run (with AdamW's moments, which the first stage's `optimizer_state` keeps or resets), or `scratch`."""
+    """Starting weights: `hf:<id or folder>`, `checkpoint:<folder>` of another run (or its run folder, for the newest; also `s3://`; with AdamW's moments, which the first stage's `optimizer_state` keeps or resets), or `scratch`."""
     gelu: Literal['tanh', 'erf'] = 'tanh'
     """The activation: `tanh` is what Pythia trained with, `erf` what Hugging Face evaluates."""
     kernels: Annotated[KernelsConfig, BeforeValidator(_kernels), Field(json_schema_extra=_kernels_schema)] = (

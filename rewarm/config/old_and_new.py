@@ -154,19 +154,22 @@ def _is_stray(each: SetData, own: Collection[StreamData]) -> bool:
 def _parts(stages: Sequence[Sequence[StreamData]], known: Sequence[set[StreamData]]) -> list[dict[StreamData, Told]]:
     """What each stream is in each stage.
 
-    Old data beside new data is replayed. In a stage with nothing new, what was replayed before still is, unless that leaves
-    nothing that the stage trains for its own sake. ``known`` are the streams of the sets that are old in each stage.
+    Old data beside new data is replayed. A stage with nothing new goes on with what was last trained for its own sake, and
+    the rest is replayed; if nothing was, in a first stage, all is what the stage is for. ``known`` are the streams of the
+    sets that are old in each stage.
     """
-    last: dict[str, tuple[int, str]] = {}  # of a name or place: the last stage that trained it, and what it was there
+    trained: set[str] = set()  # names and places
+    last: dict[str, int] = {}  # of a name or place: the last stage that trained it for its own sake
     found: list[dict[StreamData, Told]] = []
     for index, stage in enumerate(stages):
-        before = {stream: max(last.get(mark, (-1, '')) for mark in _marks(stream)) for stream in stage}
-        new = [stream for stream, (at, _) in before.items() if at < 0 and stream not in known[index]]
-        main = new or [stream for stream, (_, part) in before.items() if part != 'replay'] or list(stage)
+        new = [stream for stream in stage if stream not in known[index] and trained.isdisjoint(_marks(stream))]
+        times = {stream: max(last.get(mark, -1) for mark in _marks(stream)) for stream in stage}
+        main = new or [stream for stream, time in times.items() if time == max(times.values(), default=-1)]
         told = {
             stream: Told('new' if stream in new else 'old', 'main' if stream in main else 'replay') for stream in stage
         }
-        last.update({mark: (index, each.trained) for stream, each in told.items() for mark in _marks(stream)})
+        trained.update(mark for stream in stage for mark in _marks(stream))
+        last.update({mark: index for stream in main for mark in _marks(stream)})
         found.append(told)
     return found
 

@@ -49,11 +49,18 @@ def test_a_stage_with_nothing_new_goes_on_with_its_mix():
         'pile': ['old, replayed', 'old, replayed'],
         'law': ['new', 'old, trained again'],
     }
+    # What was last trained for its own sake is gone on with, and older data beside it is replayed.
+    assert told([['law'], ['june'], ['june', 'law']], LAW, JUNE) == {
+        'law': ['new', 'old', 'old, replayed'],
+        'june': ['not trained', 'new', 'old, trained again'],
+    }
+    assert told([['law', 'tax'], ['tax', 'law']], LAW) == {'law': ['new', 'old, trained again']}
     # Back to law alone, which the stage before replayed: it is what the stage is for.
     assert told([['law'], ['june', 'law'], ['law']], LAW) == {'law': ['new', 'old, replayed', 'old, trained again']}
 
 
 def test_the_same_data_again_is_old_and_trained_for_its_own_sake():
+    assert told([['pile', 'code']], PILE, SetData('code', True))['pile'] == ['old, trained again']
     assert told([['pile']], PILE) == {'pile': ['old, trained again']}
     assert told([['pile'], ['pile']], PILE, untrained=True) == {'pile': ['new', 'old, trained again']}
 
@@ -96,6 +103,10 @@ def test_a_stream_without_a_set_is_known_by_its_name_or_folder():
     }
     # june is new to the second stage though no set is of june: so law is replay there.
     assert told([['law'], ['june', 'law']], LAW) == {'law': ['new', 'old, replayed']}
+
+
+def test_a_stage_whose_streams_are_not_known_trains_nothing():
+    assert told([[], ['law']], PILE, LAW) == {'pile': ['old', 'old'], 'law': ['not trained', 'new']}
 
 
 def test_many_stages_and_sets_are_told_at_once():

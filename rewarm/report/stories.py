@@ -69,6 +69,7 @@ def stage_streams(run: Run) -> dict[str, tuple[StreamData, ...]]:
     }
 
 
-def set_label(name: str, word: str) -> str:
-    """A set's name with what it is, unless the name says that already: ``law (old)``, and ``old`` for a set called so."""
-    return name if name == word else f'{name} ({word})'
+def set_label(name: str, words: str) -> str:
+    """A set's name with what it is, which a name that says it does not say twice: ``law (old)``, ``old``, ``old (replayed)``."""
+    words = words.removeprefix(name).removeprefix(', ') if words.split(', ')[0] == name else words
+    return f'{name} ({words})' if words else name

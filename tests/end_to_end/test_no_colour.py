@@ -19,16 +19,30 @@ from rewarm.cli.commands import app
 ESCAPE = '\x1b'
 
 
+ONE_AFTER_THE_OTHER = """
+import json, sys
+from rewarm import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ['rewarm', *arguments]
+    try:
+        cli.main()
+    except SystemExit as left:
+        if left.code:
+            sys.exit(f'{arguments}: {left.code}')
+"""
+"""Several commands in one process, which imports torch once."""
+
+
 class OnTerminal:
     """``rewarm ARGUMENTS`` as the leader of a terminal of 80 columns."""
 
-    def __init__(self, arguments, **variables):
+    def __init__(self, arguments, *, python=('-m', 'rewarm'), **variables):
         self.pid, self.end = pty.fork()
         if self.pid == 0:
             for name in ('NO_COLOR', 'FORCE_COLOR', 'COLUMNS', 'BROWSER', 'DISPLAY'):
                 os.environ.pop(name, None)
             os.environ |= {'OMP_NUM_THREADS': '1', 'TERM': 'xterm-256color', **variables}
-            os.execv(sys.executable, [sys.executable, '-W', 'ignore', '-m', 'rewarm', *map(str, arguments)])
+            os.execv(sys.executable, [sys.executable, '-W', 'ignore', *python, *map(str, arguments)])
         self.text = ''
 
     def read(self, until=lambda text: False, seconds=60):
@@ -85,17 +99,16 @@ def light(top):
 
 
 def heavy(top, made):
-    """Commands that import torch, or work for seconds."""
+    """Commands that import torch, or work for seconds; the one that ends its process last."""
     tiny, data = top / 'runs/tiny', top / 'data'
-    hf, checkpoint, shards = made / 'hf', made / 'checkpoint', made / 'shards'
     tokenizer = ['--tokenizer', data / 'tokenizer.json']
     return {
-        'convert': [['convert', data / 'old.jsonl', shards, *tokenizer, '--seq-len', 32, '--workers', 1]],
-        'export': [['export', tiny, hf, '--json']],
-        'import': [['import', hf, checkpoint, '--json']],
-        'train': [['train', top / 'run.yaml', f'run_folder={made / "run"}']],
-        'doctor': [['doctor']],
-        'verify': [['verify', tiny / 'checkpoints/ba00000012'], ['verify', data / 'old']],
+        'convert': ['convert', data / 'old.jsonl', made / 'shards', *tokenizer, '--seq-len', 32, '--workers', 1],
+        'export': ['export', tiny, made / 'hf'],
+        'import': ['import', made / 'hf', made / 'checkpoint', '--json'],
+        'verify': ['verify', tiny],
+        'doctor': ['doctor'],
+        'train': ['train', top / 'run.yaml', f'run_folder={made / "run"}'],
     }
 
 
@@ -128,12 +141,13 @@ def test_no_escape_sequence_under_no_color(folder, command):
 
 @pytest.mark.slow
 def test_nor_from_those_that_work_for_longer(folder, tmp_path):
-    for arguments in (each for calls in heavy(folder, tmp_path).values() for each in calls):
-        text, code = run(*arguments, NO_COLOR='1')
-        assert ESCAPE not in text, arguments
-        assert code == 0, text
-        if '--json' in arguments:
-            assert json.loads(text[text.index('{') :])
+    calls = json.dumps([[str(word) for word in call] for call in heavy(folder, tmp_path).values()])
+    command = OnTerminal([calls], python=('-c', ONE_AFTER_THE_OTHER), NO_COLOR='1')
+    text = command.read(seconds=300)
+    assert command.leave() == 0, text
+    assert ESCAPE not in text
+    for words in ('encoder', 'is complete', 'fused operations', 'is finished'):
+        assert words in text
 
 
 @pytest.mark.parametrize('variables', [{'TERM': 'dumb'}, {'NO_COLOR': '1', 'FORCE_COLOR': '1'}])

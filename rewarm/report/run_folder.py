@@ -7,7 +7,7 @@ any file of a run is the user's mistake and is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     'Run',
     'Stage',
     'is_run_folder',
+    'no_run_there',
     'read_run',
     'read_runs',
 ]
@@ -168,13 +169,15 @@ def read_run(folder: str | Path, *, last_batches: int | None = None, tail_bytes:
         from rewarm.report.shadow import shadow
 
         with shadow(str(folder)) as copy:
+            if not is_run_folder(copy):
+                raise no_run_there(str(folder), ())
             run = read_run(copy, last_batches=last_batches, tail_bytes=tail_bytes)
             return replace(run, place=printable(without_secrets(str(folder))))
     path = Path(folder)
     if not path.is_dir():
         raise NoRunYet(f'{path}: no such folder')
     if not is_run_folder(path):
-        raise NoRunYet(f'{path}: not a run folder{_which_run(path)}')
+        raise no_run_there(str(path), [each.name for each in path.iterdir() if each.is_dir() and is_run_folder(each)])
     metrics, evals, happened = (Damage(name) for name in ('metrics.jsonl', 'evals.jsonl', 'events.jsonl'))
     config, config_text = _read_config(path / 'config.yaml')
     plan = _read(PlanFile, path / 'plan.json')
@@ -203,17 +206,22 @@ def is_run_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in RUN_FILES)
 
 
-def _which_run(path: Path) -> str:
-    """What to give instead of a folder that is none of a run."""
-    runs = sorted(each.name for each in path.iterdir() if each.is_dir() and is_run_folder(each))
+def no_run_there(place: str, runs: Collection[str]) -> NoRunYet:
+    """What to say of a folder that is none of a run.
+
+    Args:
+        place (str): The folder, here or in a bucket.
+        runs (Collection[str]): The run folders in it, by name.
+    """
     if not runs:
-        return (
-            f', it has none of {", ".join(RUN_FILES)}; '
+        return NoRunYet(
+            f'{place}: not a run folder, it has none of {", ".join(RUN_FILES)}; '
             'give the folder that `run_folder` names in the YAML, for example runs/NAME'
         )
     more = f' and {len(runs) - MOST_NAMED} more' if len(runs) > MOST_NAMED else ''
-    return printable(
-        f'; it holds the runs {", ".join(runs[:MOST_NAMED])}{more}: name one of them. All: rewarm runs {path}'
+    named = printable(', '.join(sorted(runs)[:MOST_NAMED]))
+    return NoRunYet(
+        f'{place}: not a run folder; it holds the runs {named}{more}: name one of them. All: rewarm runs {place}'
     )
 
 

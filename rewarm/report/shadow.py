@@ -13,7 +13,7 @@ from rewarm.buckets.bucket import Bucket, Entry, open_bucket
 from rewarm.buckets.errors import BucketError
 from rewarm.buckets.parallel import in_parallel
 from rewarm.config.errors import UserError
-from rewarm.report.run_folder import NoRunYet
+from rewarm.report.run_folder import RUN_FILES, NoRunYet, no_run_there
 
 __all__ = ['shadow']
 
@@ -52,6 +52,9 @@ def shadow(url: str, *, listed: Collection[Entry] | None = None, tail_bytes: int
     found = {name: entry.bytes for name, entry in entries.items()}
     if not found:
         raise NoRunYet(f'{url}: nothing there; give what `run_folder` says in the run file')
+    tops = {folder for folder, _, file in (name.rpartition('/') for name in found) if file in RUN_FILES}
+    if tops and '' not in tops:
+        raise no_run_there(url, tops)
     parts = [match for name in found if (match := _CHECKPOINT_FILE.fullmatch(name))]
     whole = {part[1] for part in parts if part[2] == MANIFEST}
     outlines = [part[0] for part in parts if part[1] in whole and part[2] != MANIFEST]

@@ -19,7 +19,7 @@ from rewarm.report.interruptions import Interruption, interruptions
 from rewarm.report.next_start import describe_next_start
 from rewarm.report.owner import Owner, find_claim, find_owner
 from rewarm.report.position import Position, find_position
-from rewarm.report.run_folder import Batch, Event, Run, read_run
+from rewarm.report.run_folder import Batch, Event, Run, is_run_folder, no_run_there, read_run
 from rewarm.report.spending import device_hours_so_far
 from rewarm.report.starts import PROOFS, Start, find_starts
 
@@ -178,6 +178,8 @@ def find_status(
     from rewarm.report.shadow import shadow
 
     with shadow(place, listed=listed, tail_bytes=TAIL_BYTES if brief else None) as copy:
+        if not is_run_folder(copy):
+            raise no_run_there(place, ())
         return _find_status(copy, place, now or datetime.now(UTC), brief=brief)
 
 

@@ -13,6 +13,7 @@ from rewarm.formats.files import LARGEST_BYTES
 from rewarm.report import show_runs
 from rewarm.report.runs import find_runs
 from rewarm.report.show_runs import runs_command
+from rewarm.report.status import find_status
 from tests.buckets.servers import BUCKET
 from tests.report.conftest import BEGAN
 from tests.report.story import Story
@@ -142,11 +143,12 @@ def test_runs_of_a_bucket_are_told_like_those_of_a_folder(runs, bucket, capsys):
             assert facts.get(key) == here[name].get(key), (name, key)
     with pytest.raises(UserError, match='there is no run'):
         find_runs(f's3://{BUCKET}/elsewhere')
+    words = f'{url}: not a run folder; it holds the runs done, long, new, november/law: name one of them. All: rewarm'
+    with pytest.raises(UserError, match=words):
+        find_status(url)
 
 
 def test_a_folder_of_runs_is_no_run_and_says_which_there_are(runs):
-    from rewarm.report.status import find_status
-
     with pytest.raises(UserError, match=f'it holds the runs done, new: name one of them. All: rewarm runs {runs}'):
         find_status(runs)
     assert os.listdir(runs)

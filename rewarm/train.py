@@ -140,9 +140,8 @@ def run(config: RunConfig, command: Sequence[str] = ('rewarm', 'train', 'RUN.yam
         while True:
             try:
                 code = _go_on(this)
-                on_rank_zero(
-                    lambda: loggers.close(failed=False)
-                )  # a launcher ends all ranks with the first that leaves
+                # On all ranks' time: a launcher ends all with the first that leaves.
+                on_rank_zero(lambda: loggers.close(failed=False))
                 return code
             except RollBack as back:
                 newest = store.latest()

@@ -21,6 +21,9 @@ class Destination(LoggerDestination):
     Nothing in it may call a collective: the other ranks would wait for it.
     """
 
+    buffers = False
+    """Whether rows may be lost until :meth:`flush` has returned."""
+
     def open(self) -> int | None:
         """Connects.
 

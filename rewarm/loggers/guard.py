@@ -59,6 +59,7 @@ class Guard:
         self._folder = folder
         self._held_file = held
         self._held = NOTHING
+        self._flushed = NOTHING
         self._position = 0
         self._newest = NOTHING
         self._destination: Destination | None = None
@@ -166,6 +167,8 @@ class Guard:
                 self._open()
             call()
         except BaseException as error:  # a client may even raise SystemExit
+            if self._destination is not None and self._destination.buffers:
+                self._held = min(self._held, self._flushed)
             if self._tried.is_set():
                 self.failures.lose(reason_of(error))
             else:
@@ -185,13 +188,14 @@ class Guard:
         self._destination, self._held = destination, held
         if destination.go_back(self._position):
             self._held = min(self._held, self._position)
+        self._flushed = self._held
         if self._hyperparameters:
             destination.log_hyperparameters(dict(self._hyperparameters))
 
     def _go_back(self, batch: int) -> None:
         self._position = self._newest = batch
         if self._destination is not None and self._destination.go_back(batch):
-            self._held = min(self._held, batch)
+            self._held, self._flushed = min(self._held, batch), min(self._flushed, batch)
 
     def _log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
         self._hyperparameters.update(hyperparameters)
@@ -220,6 +224,7 @@ class Guard:
     def _flush(self) -> None:
         if self._destination is not None:
             self._destination.flush()
+            self._flushed = self._held
             self._held_file.write(self._held)
 
     def _finish(self, failed: bool) -> None:

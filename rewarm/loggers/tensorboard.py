@@ -25,6 +25,8 @@ class TensorBoard(Destination, TensorboardLogger):
         arguments (Any): Composer's.
     """
 
+    buffers = True
+
     def __init__(self, run_name: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run_name = run_name
@@ -45,6 +47,8 @@ class TensorBoard(Destination, TensorboardLogger):
 
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # pyright: ignore[reportAttributeAccessIssue]
         event = event_pb2.Event(step=batch + 1, session_log=start)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.writer is None:
+            self.open()
         assert self.writer is not None
         file = self.writer._get_file_writer()
         assert file is not None
@@ -53,8 +57,15 @@ class TensorBoard(Destination, TensorboardLogger):
         return True
 
     def log_row(self, row: Row) -> None:
-        """Adds the points of a batch."""
-        super().log_row(row)
+        """Adds the points of a batch; after a failure to another file, since a writer that has failed stays so."""
+        if self.writer is None:
+            self.open()
+            self.go_back(row.batch - 1)
+        try:
+            super().log_row(row)
+        except Exception:
+            self.writer = None
+            raise
         self._rows_since_flush += 1
         if self._rows_since_flush >= self.flush_interval:
             self.flush()
@@ -65,7 +76,11 @@ class TensorBoard(Destination, TensorboardLogger):
     def flush(self) -> None:
         """Writes the points to the file."""
         if self.writer is not None:
-            self.writer.flush()
+            try:
+                self.writer.flush()
+            except Exception:
+                self.writer = None
+                raise
             self._rows_since_flush = 0
 
     def finish(self, *, failed: bool) -> None:

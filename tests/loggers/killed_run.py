@@ -75,7 +75,8 @@ def main(data: Path, folder: Path, names: list[str]) -> None:
     losses = [(line['batch'], line['loss']) for line in run.lines('metrics')]
     evaluated = sorted({line['batch'] for line in run.lines('evals')})
     assert [batch for batch, _ in losses] == list(range(1, 13))
-    assert not [event for event in run.lines('events') if event['event'].startswith('logger')]
+    failed = [event for event in run.lines('events') if event['event'].startswith('logger')]
+    assert not failed, failed
     checks = {'tensorboard': check_tensorboard, 'wandb': check_wandb, 'mlflow': check_mlflow}
     for name in names:
         checks[name](run, losses, evaluated)

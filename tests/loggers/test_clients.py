@@ -16,7 +16,7 @@ def row(batch: int, trained: bool = True, **metrics: float) -> Row:
 
 @pytest.mark.slow
 def test_parts_of_a_wandb_run_have_one_id_and_follow_each_other(tmp_path, monkeypatch):
-    pytest.importorskip('wandb')
+    wandb = pytest.importorskip('wandb')
     from rewarm.loggers.weights_and_biases import WeightsAndBiases
 
     monkeypatch.setenv('WANDB_MODE', 'offline')
@@ -30,10 +30,12 @@ def test_parts_of_a_wandb_run_have_one_id_and_follow_each_other(tmp_path, monkey
     first.log_row(row(3))
     first.log_hyperparameters({'node_name': 'b'})
     first.finish(failed=False)
+    wandb.teardown()  # as the end of a process does: all is on the disk then
     second = WeightsAndBiases('name', IDENTITY, tmp_path, project='p')
     assert second.open() == 3
     second.log_row(row(4))
     second.finish(failed=True)
+    wandb.teardown()
     files = offline_files(tmp_path / 'wandb', IDENTITY)
     rows = [row for file in files for row in read_rows(file)]
     assert len(files) == len(list((tmp_path / 'wandb').glob('offline-run-*'))) == 2

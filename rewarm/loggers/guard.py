@@ -204,14 +204,21 @@ class Guard:
 
     def _log(self, row: Row) -> None:
         """Gives it a row after those that it lacks; one that it holds comes a second time and is left out."""
-        self._fill(row.batch if row.trained else row.batch + 1)
-        if row.batch > self._held or not row.trained:
+        if row.trained:
+            self._fill(row.batch)
+            if row.batch > self._held:
+                self._give(row)
+        elif not self._fill(row.batch + 1):
             self._give(row)
 
-    def _fill(self, before: int) -> None:
+    def _fill(self, before: int) -> bool:
+        """Gives it what it lacks up to a batch; whether the last of it was the evaluation of the batch before that."""
+        evaluated = False
         if before > self._held + 1:
             for row in recorded_rows(self._folder, after=self._held, before=before):
                 self._give(row)
+                evaluated = row.batch == before - 1 and any(key.startswith('metrics/') for key in row.metrics)
+        return evaluated
 
     def _give(self, row: Row) -> None:
         assert self._destination is not None

@@ -37,7 +37,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     for data in _records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(data)
         if record.history.item:
             yield {each.key or '.'.join(each.nested_key): json.loads(each.value_json) for each in record.history.item}

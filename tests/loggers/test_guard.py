@@ -136,6 +136,20 @@ def test_an_evaluation_that_is_made_up_for_is_no_repetition(make_guard):
     assert spy.batches == [5, 6]
 
 
+def test_the_evaluation_of_the_starting_weights_comes_once_though_it_is_recorded_before_it_is_logged(
+    make_guard, tmp_path
+):
+    line = {'stage': 's', 'batch': 0, 'tokens': 0, 'stage_tokens': 0, 'set': 'old', 'role': 'upstream', 'when': 'start'}
+    line |= {'loss': 3.0, 'perplexity': 20.0, 'bits_per_byte': None, 'tokens_evaluated': 9}
+    (tmp_path / 'evals.jsonl').write_text(json.dumps(line) + '\n')
+    spy = Spy()
+    guard = make_guard(lambda: spy)
+    guard.put_row(Row(0, 0, {'metrics/old/loss': 3.0}, trained=False))
+    guard.put_row(row(1))
+    assert close(guard)
+    assert [(each.batch, each.metrics.get('metrics/old/loss')) for each in spy.rows] == [(0, 3.0), (1, None)]
+
+
 @pytest.mark.parametrize(('holds', 'missing'), [(NOTHING, [1, 2, 3, 4]), (2, [3, 4]), (4, []), (None, [])])
 def test_what_a_logger_lacks_comes_from_the_records(make_guard, tmp_path, holds, missing):
     write_records(tmp_path, 5)

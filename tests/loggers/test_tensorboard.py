@@ -65,7 +65,7 @@ def test_what_is_trained_again_is_shown_once_and_as_it_was_trained_last(tmp_path
 
 @pytest.mark.slow
 def test_a_disk_that_was_full_leaves_no_gap(tmp_path, monkeypatch):
-    monkeypatch.setattr(guards, 'FIRST_PAUSE_SECONDS', 0.01)
+    monkeypatch.setattr(guards, 'FIRST_PAUSE_SECONDS', 1.1)  # files of one second are not read in their order
     lines = [
         {'stage': 's', 'batch': b, 'tokens': 10 * b, 'stage_tokens': 10 * b, 'lr': 0.1, 'loss': 1.0 * b}
         for b in range(1, 31)
@@ -88,6 +88,7 @@ def test_a_disk_that_was_full_leaves_no_gap(tmp_path, monkeypatch):
         disks[0].broken = 10 <= batch < 20
         guard.put_row(Row(batch, 10 * batch, {'train/loss': 1.0 * batch}, True))
         time.sleep(0.02)
+    time.sleep(1.1)
     guard.begin_to_close(failed=False)
     assert guard.wait_until_closed(time.monotonic() + 30)
     assert [step for step, _ in tensorboard(tmp_path / 'run')['train/loss']] == list(range(1, 31))

@@ -183,7 +183,7 @@ class CheckpointConfig(Section):
     interval: Duration = Duration(10, 'min')
     """How often: `sec`, `min`, `h`, `ba` or `tok`."""
     keep: Annotated[int, Field(gt=0, le=1_000_000)] = 3
-    """The newest checkpoints to keep; a stage's last one is kept besides."""
+    """The newest checkpoints to keep, besides each stage's last one and those that `rewarm pin` names."""
 
 
 class PreemptionConfig(Section):

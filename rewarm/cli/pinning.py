@@ -18,9 +18,7 @@ def pin(
     run: RunFolder,
     checkpoint: Annotated[
         str | None,
-        typer.Argument(
-            metavar='[CHECKPOINT]', help='Such as ba00001200, 1200 or latest. Default: list what is pinned.'
-        ),
+        typer.Argument(metavar='CHECKPOINT', help='Such as ba00001200, 1200 or latest. Default: list what is pinned.'),
     ] = None,
     remove: Annotated[bool, typer.Option('--remove', help='Take the pin away.')] = False,
     as_json: AsJson = False,

@@ -50,7 +50,7 @@ def status(
 
 def runs(
     folder: Annotated[
-        str, typer.Argument(metavar='[FOLDER]', help='Where run folders are, also s3://BUCKET/PREFIX.')
+        str, typer.Argument(metavar='FOLDER', help='Where run folders are, also s3://BUCKET/PREFIX.')
     ] = 'runs',
     watch: Watch = False,
     every: Every = None,

@@ -32,9 +32,10 @@ def find_misfits(config: RunConfig) -> Iterator[str]:
     telling = tell_config(config)
     for each in config.eval.sets:
         for name in each.of or ():
-            if name not in streams:
+            # Another run's stream may be named, so that run files can share their sets; a slip of the pen is close to one here.
+            if name not in streams and (meant := did_you_mean(name, streams)):
                 yield (
-                    f'eval set `{each.name}`: `of` names the stream `{name}`, which no stage has.{did_you_mean(name, streams)} '
+                    f'eval set `{each.name}`: `of` names the stream `{name}`, which no stage has.{meant} '
                     f'Streams here: {", ".join(streams)}'
                 )
         if each.of is None and not telling.sets[each.name].belongs_to:

@@ -274,11 +274,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     training.entered()
 
     clip = ClipGradients(model.pythia, config.max_grad_norm)
-    rewarm = Rewarm(
-        stage,
-        hyperparameters=Hyperparameters.of(config),
-        record=events.record_once,
-    )
+    rewarm = Rewarm(stage, hyperparameters=Hyperparameters.of(config), record=events.record_once)
     guard = _spike_guard(this, plan, stage, clip)
     restore = Restore(state, timestamp=timestamp_at(state.batch, stage, plan), model=model.pythia, seed=config.seed)
     train_records = TrainRecords(

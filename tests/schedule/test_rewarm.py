@@ -102,6 +102,22 @@ def test_run_file_wins_over_the_parameter_groups_of_a_checkpoint(plan):
     assert group['initial_lr'] == group['lr'] == 0.0
 
 
+def test_a_stage_that_begins_tells_which_settings_are_others_now(plan):
+    events = []
+    first = Rewarm(
+        plan.stages[0], hyperparameters=Hyperparameters((0.9, 0.95), 1e-8, 0.1, 1.0), record=lambda *_, **__: None
+    )
+    lr_of(first, make_state(0), Event.AFTER_LOAD)
+    lr_of(first, make_state(9))
+    settings = Hyperparameters((0.9, 0.95), 1e-8, 0.2, 0.5)
+    second = Rewarm(plan.stages[1], hyperparameters=settings, record=lambda event, **f: events.append(f))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    lr_of(second, make_state(10), Event.AFTER_LOAD)
+    changes = events[0]['changes']
+    assert (changes['max_grad_norm'], changes['weight_decay']) == ([1.0, 0.5], [0.1, 0.2])
+    assert set(changes) == {'lr', 'max_grad_norm', 'weight_decay'}
+
+
 def test_undecayed_group_stays_undecayed(plan):
     state = make_state(10)
     state.optimizers[0].param_groups[0]['weight_decay'] = 0.0

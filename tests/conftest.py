@@ -17,3 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (mark := item.get_closest_marker('proof')) is not None and is_proven(mark.args[0]):
             reason = f'proven of these files already ({RECORD.name}); make prove runs it'
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _no_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as in a pipe, wherever the tests are started."""
+    monkeypatch.delenv('COLUMNS', raising=False)

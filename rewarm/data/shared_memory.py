@@ -286,8 +286,16 @@ def _noting_blocks() -> Iterator[list[SharedMemory]]:
     opened: list[SharedMemory] = []
     construct = SharedMemory.__init__
 
-    def construct_and_note(self: SharedMemory, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
+    def construct_and_note(
+        self: SharedMemory, name: str | None = None, create: bool | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            construct(self, name, create, *args, **kwargs)
+        except FileNotFoundError:
+            if create is not None:
+                raise
+            # It was there a moment ago, so it was opened and not made: a killed run's resource tracker has removed it.
+            construct(self, name, create, *args, **kwargs)
         opened.append(self)
         for block in self.created_shms:
             _reserve(block)

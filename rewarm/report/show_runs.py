@@ -145,7 +145,7 @@ def _block(folder: str, facts: Sequence[dict[str, Any]]) -> RenderableType:
     from rich.text import Text
 
     if not facts:
-        return Text(printable(f'There is no run in {folder}.'))
+        return Text(printable(f'There is no run in {folder}.'), no_wrap=True, overflow='ignore')
     notes = [(_one_line(each['run']), _one_line(each['attention'])) for each in facts if each['attention']]
     return _Runs([_row(each) for each in facts], notes)
 

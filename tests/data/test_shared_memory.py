@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.shared_memory import SharedMemory as BuiltinSharedMemory
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streaming import MDSWriter
+from streaming.base.shared import memory as streaming_memory
 
 from rewarm.config.duration import Duration
 from rewarm.config.errors import UserError
@@ -497,3 +499,18 @@ def test_a_race_for_a_number_is_run_again_once():
 
     with pytest.raises(FileExistsError):
         shared_memory._build_patiently(never, leader=True)
+
+
+def test_a_block_that_a_killed_run_loses_while_it_is_opened_is_made_anew(monkeypatch):
+    name = f'/rewarm-test-{os.getpid()}'
+    left = BuiltinSharedMemory(name, True, 64)
+    monkeypatch.setattr(streaming_memory, 'sleep', lambda _: left.unlink())  # between its two looks at the name
+    with shared_memory._noting_blocks() as opened:
+        block = streaming_memory.SharedMemory(name, size=64, auto_cleanup=False)
+        with pytest.raises(FileNotFoundError):
+            streaming_memory.SharedMemory(f'{name}-absent', False, auto_cleanup=False)
+    left.close()
+    assert opened == [block]
+    assert len(block.created_shms) == 1
+    block.cleanup()
+    assert not (MEMORY / name.removeprefix('/')).exists()

@@ -131,10 +131,10 @@ def test_loggers_hold_every_batch_of_all_stages_and_starts_in_the_run_folder(mak
 
     text = ''.join(log.read_text() for log in (run.folder / 'file').iterdir())
     logged = re.findall(r'\[batch=(\d+)\]: loss/train/total: (\S+)', text)
-    assert {int(batch) + 1: float(loss) for batch, loss in logged} == pytest.approx(losses, rel=1e-4)
+    assert {int(batch): float(loss) for batch, loss in logged} == pytest.approx(losses, rel=1e-4)
 
     events = EventAccumulator(str(run.folder / 'tensorboard' / 'tiny')).Reload()
-    curve = {event.step + 1: event.value for event in events.Scalars('loss/train/total')}
+    curve = {event.step: event.value for event in events.Scalars('loss/train/total')}
     assert curve == pytest.approx(losses, rel=1e-6)
 
 

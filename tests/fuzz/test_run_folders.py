@@ -37,7 +37,8 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.scripts += tag == 'script'
-        if tag in ('img', 'svg', 'iframe', 'object', 'embed', 'base', 'form'):
+        legends = tag == 'svg' and dict(attributes).get('aria-hidden') == 'true'  # ours, of shapes alone
+        if tag in ('img', 'svg', 'iframe', 'object', 'embed', 'base', 'form') and not legends:
             self.hostile.append(tag)
         self.hostile += [f'{tag} {name}' for name, _ in attributes if name.startswith('on')]
 

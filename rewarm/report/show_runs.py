@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rewarm.console import open_console
 from rewarm.report.forgetting import set_changes
 from rewarm.report.newest_losses import losses_to_json, mean_loss
 from rewarm.report.runs import Glance, find_runs
 from rewarm.report.show_status import QUIET_SECONDS, duration_text
-from rewarm.report.watch import Look, choose_seconds, watch
+from rewarm.report.watch import Look, show
 from rewarm.terminal import printable
 
 if TYPE_CHECKING:
@@ -50,12 +48,7 @@ def runs_command(folder: str, *, as_json: bool = False, watching: bool = False, 
         facts = [_to_json(each, now) for each in found]
         return Look(facts, None if as_json else _block(folder, facts))
 
-    if watching:
-        watch(look, seconds=choose_seconds(folder, every), as_json=as_json)
-    elif as_json:
-        print(json.dumps(look().facts, indent=2, allow_nan=False))
-    else:
-        open_console().print(look().block)
+    show(look, folder, as_json=as_json, watching=watching, every=every)
 
 
 def _to_json(glance: Glance, now: datetime) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from rewarm.console import open_console
 from rewarm.report.logger_failures import failure_text, find_logger_failures
 from rewarm.report.newest_losses import MOST_SETS, loss_lines, loss_text, losses_to_json
 from rewarm.report.position import Position
 from rewarm.report.status import RECENT_BATCHES, Lag, Status, find_status
-from rewarm.report.watch import Look, choose_seconds, watch
+from rewarm.report.watch import Look, show
 from rewarm.terminal import printable
 
 if TYPE_CHECKING:
@@ -50,12 +48,7 @@ def status_command(
         status = find_status(folder)
         return Look(to_json(status, price), None if as_json else _block(status, price))
 
-    if watching:
-        watch(look, seconds=choose_seconds(folder, every), as_json=as_json)
-    elif as_json:
-        print(json.dumps(look().facts, indent=2, allow_nan=False))
-    else:
-        open_console().print(look().block)
+    show(look, folder, as_json=as_json, watching=watching, every=every)
 
 
 def _block(status: Status, price: float | None) -> RenderableType:

@@ -16,7 +16,7 @@ from rewarm.terminal import printable, wait_while_read
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ['BUCKET_SECONDS', 'FOLDER_SECONDS', 'Look', 'choose_seconds', 'watch']
+__all__ = ['BUCKET_SECONDS', 'FOLDER_SECONDS', 'Look', 'choose_seconds', 'show', 'watch']
 
 FOLDER_SECONDS = 5.0
 """Between two looks. One at a long run takes half a second of a core."""
@@ -48,6 +48,27 @@ def choose_seconds(place: str, every: float | None) -> float:
     if not 0.1 <= every <= 86400:
         raise UserError(f'--every {every:g}: must be between 0.1 and 86,400 seconds')
     return every
+
+
+def show(look: Callable[[], Look], place: str, *, as_json: bool, watching: bool, every: float | None) -> None:
+    """Shows what ``look`` sees, once or again and again.
+
+    Args:
+        look (Callable): Looks once.
+        place (str): Where it looks: a folder, here or in a bucket.
+        as_json (bool): Whether to print JSON instead of blocks.
+        watching (bool): Whether to go on, as :func:`watch` does.
+        every (float | None): Seconds between looks then. Default: by where the folder is.
+
+    Raises:
+        UserError: If the look fails, or such a wait is none.
+    """
+    if watching:
+        watch(look, seconds=choose_seconds(place, every), as_json=as_json)
+    elif as_json:
+        print(json.dumps(look().facts, indent=2, allow_nan=False))
+    else:
+        open_console().print(look().block)
 
 
 def watch(look: Callable[[], Look], *, seconds: float, as_json: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.report.conftest import SHAPES, write_run
-from tests.report.story import Story
+from tests.report.story import Story, eventful
 
 __all__ = ['RUNS']
 
@@ -42,16 +42,7 @@ def eventful_run(folder: Path) -> list[Path]:
         'another-that-is-long-too': 10,
         'prose': 1000,
     }
-    story = Story(folder / 'run', stages)
-    story.bucket = True
-    story.start().evaluate().train(299).save().train(50).kill(90).start().train(99)
-    story.event('notice', cloud='aws', what='terminate', deadline_seconds=120)
-    story.preempt(45, 'the notice of aws: terminate').start().train(600).event('spike', loss=9.0, action='skip')
-    story.event('upload_failed', reason='<refused>', attempt=1, retry_in_seconds=2)
-    story.save().train(50).event('rank_lost', rank=1, host='b', seconds=30.0)
-    story.kill(30)
-    story.event('fallback', path='checkpoints/ba00001000', reason='truncated', instead='ba00000400')
-    return [story.start().train(200).write()]
+    return [eventful(folder / 'run', stages).write()]
 
 
 def three_stops(folder: Path) -> list[Path]:

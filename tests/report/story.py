@@ -186,6 +186,20 @@ class Story:
         return self.folder
 
 
+def eventful(folder: Path, stages: dict[str, int] | None = None) -> Story:
+    """All that a run can go through."""
+    story = Story(folder, stages)
+    story.bucket = True
+    story.start().evaluate().train(299).save().train(50).kill(90).start().train(99)
+    story.event('notice', cloud='aws', what='terminate', deadline_seconds=120)
+    story.preempt(45, 'the notice of aws: terminate').start().train(600).event('spike', loss=9.0, action='skip')
+    story.event('upload_failed', reason='<refused>', attempt=1, retry_in_seconds=2)
+    story.save().train(50).event('rank_lost', rank=1, host='b', seconds=30.0)
+    story.kill(30)
+    story.event('fallback', path='checkpoints/ba00001000', reason='truncated', instead='ba00000400')
+    return story.start().train(200)
+
+
 def write_checkpoint(path: Path) -> None:
     """Writes a small folder with a manifest that fits its files."""
     path.mkdir(exist_ok=True)  # the same batch may be saved again

@@ -11,22 +11,13 @@ from rewarm.report.run_folder import read_run
 from rewarm.report.timeline import find_timeline
 from rewarm.report.timeline_chart import timeline_figure
 from tests.report.conftest import TOKENS_PER_BATCH
-from tests.report.story import Story
+from tests.report.story import Story, eventful
 
 
 @pytest.fixture
 def story(tmp_path):
     """All that a run can go through."""
-    story = Story(tmp_path / 'run')
-    story.bucket = True
-    story.start().evaluate().train(299).save().train(50).kill(90).start().train(99)
-    story.event('notice', cloud='aws', what='terminate', deadline_seconds=120)
-    story.preempt(45, 'the notice of aws: terminate').start().train(600).event('spike', loss=9.0, action='skip')
-    story.event('upload_failed', reason='<refused>', attempt=1, retry_in_seconds=2)
-    story.save().train(50).event('rank_lost', rank=1, host='b', seconds=30.0)
-    story.kill(30)
-    story.event('fallback', path='checkpoints/ba00001000', reason='truncated', instead='ba00000400')
-    return story.start().train(200)
+    return eventful(tmp_path / 'run')
 
 
 def figure_of(story):

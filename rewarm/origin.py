@@ -91,6 +91,8 @@ def keep_run_tokenizer(config: RunConfig, folder: Path, saved: Checkpoint | None
         warn(
             f'{missing}. The run folder and its checkpoints are without their tokenizer: `rewarm export` will ask for it'
         )
+    elif found is None:
+        warn(f'{missing}. The copy that the run holds stands in for it')
     return tokenizer
 
 

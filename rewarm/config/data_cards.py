@@ -13,8 +13,9 @@ from rewarm.config.stages import StagePlan
 from rewarm.formats.card import CARD_NAME, DatasetCard, read_card, read_part_cards
 from rewarm.formats.shards import INDEX_NAME, read_index
 from rewarm.formats.tokenizer_files import find_tokenizer, remembered_hash
+from rewarm.formats.tokenizer_folder import RUN_TOKENIZER, TOKENIZER_FILE
 
-__all__ = ['check_cards', 'count_samples', 'find_repeats', 'local_folder']
+__all__ = ['check_cards', 'count_samples', 'find_repeats', 'find_run_tokenizer', 'local_folder']
 
 
 def local_folder(item: StreamConfig | EvalSetConfig) -> Path | None:
@@ -88,6 +89,27 @@ def check_cards(config: RunConfig) -> Iterator[tuple[Loc, str]]:
             )
 
 
+def find_run_tokenizer(config: RunConfig) -> Path:
+    """Finds the tokenizer of a run: the one that its run file names, or the copy that its folder here has held since it began.
+
+    Args:
+        config (RunConfig): The settings.
+
+    Returns:
+        Path: A ``tokenizer.json``.
+
+    Raises:
+        UserError: If neither is on this machine.
+    """
+    try:
+        return find_tokenizer(config.tokenizer)
+    except UserError:
+        own = Path(config.run_folder, RUN_TOKENIZER, TOKENIZER_FILE)
+        if not is_url(config.run_folder) and own.is_file():
+            return own
+        raise
+
+
 def find_repeats(config: RunConfig, stage: StagePlan) -> Iterator[str]:
     """Finds streams of a stage that are read more than once.
 
@@ -130,7 +152,7 @@ def _cards_in(folder: Path) -> list[DatasetCard]:
 
 def _find_tokenizer(config: RunConfig) -> Path | None:
     try:
-        return find_tokenizer(config.tokenizer)
+        return find_run_tokenizer(config)
     except UserError:
         return None  # not on this machine, which `find_missing` tells
 

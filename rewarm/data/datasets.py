@@ -1,6 +1,5 @@
 """Where a run's datasets are, and whether they fit the run: checked before the first batch, with the fix in words."""
 
-import functools
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from streaming.base.format import Reader
 from streaming.base.storage import CloudDownloader
 
+from rewarm.config.data_cards import find_run_tokenizer
 from rewarm.config.errors import DamagedFile, UserError
 from rewarm.config.schema import EvalSetConfig, RunConfig, StreamConfig
 from rewarm.data.shard_files import make_readers
@@ -24,7 +24,7 @@ from rewarm.data.shard_folder import files_there, remove_half_fetched
 from rewarm.formats.card import CARD_NAME, DatasetCard, count_problems, read_card, read_part_cards
 from rewarm.formats.files import open_regular, private_folder
 from rewarm.formats.shards import INDEX_NAME, Index, Shard, problem_of, read_index
-from rewarm.formats.tokenizer_files import find_tokenizer, remembered_hash
+from rewarm.formats.tokenizer_files import remembered_hash
 
 __all__ = ['Dataset', 'open_datasets']
 
@@ -252,17 +252,12 @@ def _check_card(
 
 
 def _check_tokenizer(name: str, folder: str, card: DatasetCard, config: RunConfig) -> None:
-    ours = _hash_of(config.tokenizer)
+    ours = remembered_hash(find_run_tokenizer(config))
     if card.tokenizer_hash != ours:
         raise UserError(
             f'{name}: the tokens in {folder} are of another tokenizer ({card.tokenizer_hash[:19]}...) than '
             f'{config.tokenizer} ({ours[:19]}...). Set `tokenizer` to the one it was made with, or convert it again'
         )
-
-
-@functools.cache
-def _hash_of(tokenizer: str) -> str:
-    return remembered_hash(find_tokenizer(tokenizer))
 
 
 def _check_shards_are_there(name: str, folder: str, shards: Sequence[Shard]) -> None:

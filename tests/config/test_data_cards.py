@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config.errors import ConfigError
-from rewarm.config.load import load
+from rewarm.config.data_cards import find_run_tokenizer
+from rewarm.config.errors import ConfigError, UserError
+from rewarm.config.load import load, read_settings
 from rewarm.formats.tokenizer import tokenizer_hash
 from tests.config.cards import write_card
 
@@ -34,6 +35,23 @@ def test_a_dataset_of_this_tokenizer_fits(ours):
     for name in ('old', 'new', 'old-val'):
         write_card(Path('data', name), tokenizer_hash=ours)
     assert problems() == ()
+
+
+def test_the_copy_of_a_run_stands_in_for_a_tokenizer_that_is_gone(ours):
+    write_card(Path('data/old'), tokenizer_hash=ours)
+    write_card(Path('data/new'), tokenizer_hash=OTHER)
+    own = Path('runs/small/tokenizer')
+    own.mkdir(parents=True)
+    Path('tokenizer.json').rename(own / 'tokenizer.json')
+    config = read_settings('run.yaml')
+    assert Path(config.run_folder) == own.parent
+    assert find_run_tokenizer(config) == own / 'tokenizer.json'
+    (found,) = problems()
+    assert 'stages.1.train.streams.0' in found
+    (own / 'tokenizer.json').unlink()
+    assert problems() == ()  # nothing to compare with; a start refuses it
+    with pytest.raises(UserError, match='no such file'):
+        find_run_tokenizer(config)
 
 
 @pytest.mark.parametrize(('name', 'at'), [('new', 'stages.1.train.streams.0'), ('old-val', 'eval.sets.0')])

@@ -166,3 +166,5 @@ def test_a_run_keeps_its_tokenizer_and_is_not_given_another(finished, unbroken, 
     assert 'is another tokenizer' in output
     assert 'Traceback' not in output
     assert finished.losses() == unbroken.losses()
+    (tmp_path / 'tokenizer.json').unlink()
+    assert 'The copy that the run holds stands in' in finished.finish(f'tokenizer={tmp_path}/tokenizer.json')

@@ -88,8 +88,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     saver: BackgroundSaver
     origin: Origin
-    entered: Callable[[], None]
-    """To be called when a stage has what it needs: from then on the run file is that of the run."""
+    write_settings: Callable[[], None]
+    """To be called when a stage's data was found to fit: a start that is refused leaves the run's settings as they were."""
 
 
 def run(config: RunConfig, command: Sequence[str] = ('rewarm', 'train', 'RUN.yaml')) -> int:
@@ -177,13 +177,15 @@ def _go_on(this: Start) -> int:
     kept = state.batch if past or on_rank_zero(lambda: begins_alike(store.folder, this.config)) else -1
     lost = on_rank_zero(lambda: cut_back(store.folder, kept, tell=damaged.append))
     stages = [stage for stage in plan.stages if state.batch < stage.end_batch]
-    if on_rank_zero(lambda: _lacks_only_evaluation(this, plan, stages, state.batch)):
-        stages = [plan.stages[-1]]
+    if stages:
+        on_rank_zero(lambda: reopen_stage(store.folder, stages[0], state.batch))
+    elif on_rank_zero(lambda: lacks_evaluation(store.folder, this.config, plan.stages[-1], state.batch)):
+        stages = [plan.stages[-1]]  # a set is new, or the run was asked to stop in its last batch
     settled = on_rank_zero(lambda: settle(past, this.config, plan, idle=not stages))
     config = this.config = settled.config
-    put_down = functools.cache(lambda: _put_down(this, plan, settled))
+    write_settings = functools.cache(lambda: _write_settings(this, plan, settled))
     if past is None:
-        put_down()
+        write_settings()
     stage_now = stages[0].name if stages else plan.stages[-1].name
     events.at(batch=state.batch, tokens=state.batch * plan.tokens_per_batch, stage=stage_now)
     seconds = round(seconds_since_process_start(), 3)
@@ -197,7 +199,7 @@ def _go_on(this: Start) -> int:
         events.record('records_damaged', path=damage.file, lines=damage.lines, reason=str(damage.first))
         announce(str(damage))
     if not stages:
-        put_down()
+        write_settings()
         announce(f'{config.run_name} is finished: all {plan.batches:,} batches are trained. Nothing to do.')
         return _finish(this)
 
@@ -214,7 +216,7 @@ def _go_on(this: Start) -> int:
         other_failure=store.failure,
         tokenizer=tokenizer,
     )
-    training = Training(plan, model, optimizer, saver, origin, put_down)
+    training = Training(plan, model, optimizer, saver, origin, write_settings)
     with closing(saver):
         announce(f'{config.run_name}: {_where(state, saved)}; {len(stages)} of {len(plan.stages)} stages remain.')
         for stage in stages:
@@ -229,15 +231,7 @@ def _go_on(this: Start) -> int:
     return _finish(this)
 
 
-def _lacks_only_evaluation(this: Start, plan: Plan, left: list[StagePlan], batch: int) -> bool:
-    """Whether all is trained and a set is new, or the run was told to go in its last batch; mends the records of a stage that goes on."""
-    if left:
-        reopen_stage(this.store.folder, left[0], batch)
-        return False
-    return lacks_evaluation(this.store.folder, this.config, plan.stages[-1], batch)
-
-
-def _put_down(this: Start, plan: Plan, settled: Settled) -> None:
+def _write_settings(this: Start, plan: Plan, settled: Settled) -> None:
     """Writes the settings into the run folder, and what has changed in them into its events."""
     on_rank_zero(lambda: write_start_files(this.store.folder, settled.config, plan, this.device))
     if settled.changes or settled.without_effect:
@@ -271,7 +265,7 @@ def _train_stage(this: Start, training: Training, stage: StagePlan, state: RunSt
     evals = {each.name: build_eval_loader(each, config=config) for each in config.eval.sets}
     datasets = [train.dataset, *(each.dataset for each in evals.values())]
     state.enter(stage, train.fingerprint, {name: each.fingerprint for name, each in evals.items()})
-    training.entered()
+    training.write_settings()
 
     clip = ClipGradients(model.pythia, config.max_grad_norm)
     rewarm = Rewarm(stage, hyperparameters=Hyperparameters.of(config), record=events.record_once)
